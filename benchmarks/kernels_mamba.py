@@ -21,7 +21,7 @@ from plait.ops.causal_conv1d import triton as conv
 from plait.ops.causal_conv1d.cases import CAUSAL_CONV1D
 from plait.ops.rms_norm import cases as norm_cases
 from plait.ops.rms_norm import triton as norm
-from plait.ops.selective_scan import gluon
+from plait.ops.selective_scan import gluon, triton_decode
 from plait.ops.selective_scan import triton as portable
 from plait.ops.selective_scan.cases import SELECTIVE_SCAN
 
@@ -135,7 +135,7 @@ def scan(_: float) -> Iterator[dict[str, object]]:
 
 def steps(inputs: tuple[Tensor, ...], pool: Tensor, slots: list[Tensor]) -> None:
     for of_step in slots:
-        portable.selective_scan_update(*inputs, pool, of_step)
+        triton_decode.selective_scan_update(*inputs, pool, of_step)
 
 
 def update(rate: float) -> Iterator[dict[str, object]]:

@@ -1,7 +1,9 @@
-"""`plait bench ops`: each implementation of each op on the shapes of real models, beside the floor that memory sets.
+"""`plait bench ops`: each implementation of each op on the shapes of real models, beside the floor the device sets.
 
 An implementation is timed only after it passed its small cases on this device in this dtype. Times are medians after
-warm-up; the floor is the bytes that must move over the bandwidth of a copy measured in the same run.
+warm-up, on a GPU between two events on the stream, so with the gaps that the host leaves. The floor is the larger of
+the bytes that must move over the bandwidth of a copy and the operations over the rate of a large matrix product, both
+measured in the same run.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class Row:
     spread_ms: float | None = None  # between the 10th and the 90th percentile
     gb_per_s: float | None = None
     gflop_per_s: float | None = None
-    floor_share: float | None = None  # time that the bytes take at the copy's bandwidth, over the time
+    floor_share: float | None = None  # the floor's time over the time
+    flops_per_byte: float | None = None
     note: str = ""
 
 
@@ -38,7 +41,7 @@ def bench_ops(
     device: torch.device, dtype: torch.dtype, *, only: Collection[str] = (), with_reference: bool = False
 ) -> Iterator[Row]:
     """A row for each op (all, or `only` those named), large case and implementation that can run here."""
-    bandwidth = copy_bandwidth(device)
+    ceilings = copy_bandwidth(device), product_rate(device, dtype)
     for ops in all_op_cases():
         if only and ops.op not in only:
             continue
@@ -50,7 +53,7 @@ def bench_ops(
                 if failure is not None:
                     yield Row(ops.op, case.name, name, None, note=f"not timed: {failure}")
                 else:
-                    yield _timed(ops, case, name, device, dtype, bandwidth)
+                    yield _timed(ops, case, name, device, dtype, ceilings)
 
 
 def left_out(device: torch.device, only: Collection[str] = ()) -> list[str]:
@@ -73,6 +76,13 @@ def copy_bandwidth(device: torch.device) -> float:
     source = torch.empty(1 << 28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() / statistics.median(_times(lambda: target.copy_(source), device))
+
+
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a large square product."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / statistics.median(_times(lambda: a @ b, device))
 
 
 def _implementations(ops: OpCases, device: torch.device, dtype: torch.dtype, with_reference: bool) -> list[str]:
@@ -105,12 +115,15 @@ def _input_bytes(case: Case) -> float:
     return sum(t.numel() * t.element_size() for t in made.values() if isinstance(t, torch.Tensor))
 
 
-def _timed(ops: OpCases, case: Case, name: str, device: torch.device, dtype: torch.dtype, bandwidth: float) -> Row:
+def _timed(
+    ops: OpCases, case: Case, name: str, device: torch.device, dtype: torch.dtype, ceilings: tuple[float, float]
+) -> Row:
     inputs = ops.cast(case.inputs(torch.Generator().manual_seed(0)), device, dtype)
     cost = case.cost(inputs) if case.cost is not None else Cost()
     with torch.no_grad(), force(**{ops.op: name}):
         times = sorted(_times(lambda: _call(ops, inputs), device))
     median = statistics.median(times)
+    floor = max(cost.bytes / ceilings[0], cost.flops / ceilings[1])
     return Row(
         ops.op,
         case.name,
@@ -119,7 +132,8 @@ def _timed(ops: OpCases, case: Case, name: str, device: torch.device, dtype: tor
         spread_ms=(times[int(0.9 * (len(times) - 1))] - times[int(0.1 * (len(times) - 1))]) * 1e3,
         gb_per_s=cost.bytes / median / 1e9 or None,
         gflop_per_s=cost.flops / median / 1e9 or None,
-        floor_share=cost.bytes / bandwidth / median or None,
+        floor_share=floor / median or None,
+        flops_per_byte=cost.flops / cost.bytes if cost.bytes and cost.flops else None,
     )
 
 
@@ -138,9 +152,12 @@ def _times(run: Callable[[], object], device: torch.device) -> list[float]:
 
 def _once(run: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
     started = time.perf_counter()
     run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
     return time.perf_counter() - started

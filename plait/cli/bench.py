@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from plait.cli import bench_serve, bench_train
 from plait.cli.screen import Commands, UsageError, console, print_json, table
 
 if TYPE_CHECKING:
@@ -13,15 +14,18 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    parser = commands.add_parser("bench", help="time the ops")
+    parser = commands.add_parser("bench", help="time the ops, or a model as it answers")
     subjects = parser.add_subparsers(dest="subject", metavar="SUBJECT", required=True)
     ops = subjects.add_parser("ops", help="each implementation of each op, on shapes of real models")
     ops.add_argument("ops", nargs="*", metavar="OP", help="such as selective_scan (default: all)")
     ops.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     ops.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(%(default)s)")
     ops.add_argument("--reference", action="store_true", help="the slow twins too")
+    ops.add_argument("--plot", metavar="FILE", help="also draw a roofline, such as roofline.png (needs matplotlib)")
     ops.add_argument("--json", action="store_true")
     ops.set_defaults(handler=run)
+    bench_serve.add(subjects)
+    bench_train.add(subjects)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,6 +47,14 @@ def run(args: argparse.Namespace) -> int:
     ):
         rows.append(row)
         print(f"{row.op} {row.implementation}: {row.case}", file=sys.stderr)
+    if args.plot:
+        from pathlib import Path
+
+        from plait.bench.ops import copy_bandwidth, product_rate
+        from plait.bench.roofline import plot
+
+        where = torch.device(args.device), getattr(torch, args.dtype)
+        plot(rows, copy_bandwidth(where[0]), product_rate(*where), Path(args.plot))
     conditions = {"device": _device_name(args.device), "dtype": args.dtype, "threads": torch.get_num_threads(),
                   "torch": torch.__version__}  # fmt: skip
     if args.json:

@@ -81,8 +81,15 @@ def available_levels() -> list[str]:
     return [name for i, name in enumerate(build.levels()) if able >> i & 1 and built[i]]
 
 
-@functools.cache
 def _why_no_library() -> str | None:
+    return _why_not_open()
+
+
+_why_no_library._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see dispatch.constant_in_graphs
+
+
+@functools.cache
+def _why_not_open() -> str | None:
     library = _open()
     return library if isinstance(library, str) else None
 
@@ -123,17 +130,46 @@ def at_level(name: str) -> Iterator[None]:
 
 
 @functools.cache
-def _function(name: str, signature: str, at: str) -> Callable[..., Any]:
-    kinds = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
-    function = getattr(_open(), f"{name}_{at}")
-    function.argtypes = [kinds[letter] for letter in signature]
-    function.restype = None
-    return function
+def kernel(name: str, at: str) -> Any:
+    """The kernel `name` of a level; it takes the address of its arguments and returns 0 or an index into ERRORS."""
+    found = getattr(_open(), f"{name}_{at}")
+    found.argtypes, found.restype = [ctypes.c_void_p], ctypes.c_int
+    return found
 
 
-def function(name: str, signature: str) -> Callable[..., Any]:
-    """The kernel `name` at the level in use. signature: one letter per argument, p(ointer), i(nteger) or f(loat)."""
-    return _function(name, signature, _level or level())
+@functools.cache
+def replayer() -> Callable[[Any, int, int], int]:
+    """plait_replay of src/parallel.c: (steps, how many, threads) -> as a kernel."""
+    found = _open().plait_replay  # type: ignore[union-attr]
+    found.argtypes, found.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64], ctypes.c_int
+    return found
+
+
+# What a kernel returns when an index in its arguments is out of range: the enum in src/parallel.h.
+ERRORS = ("", "a token id", "an expert id", "a state slot", "a page number")
+_recorder: Callable[[str, Arguments], None] | None = None  # of the tape being recorded (tape.py)
+
+
+def call(name: str, arguments: Arguments) -> None:
+    """Run the kernel `name` at the level in use. IndexError for an index out of its range; nothing is written."""
+    error = kernel(name, _level or level())(ctypes.addressof(arguments))
+    if error:
+        raise IndexError(f"{name}: {ERRORS[error]} is out of range")
+    if _recorder is not None:
+        _recorder(name, arguments)
+
+
+@contextmanager
+def recording(recorder: Callable[[str, Arguments], None]) -> Iterator[None]:
+    """Within the block, every kernel that ran is also told to `recorder`. RuntimeError within another recording."""
+    global _recorder  # noqa: PLW0603  one per process: recording is for the thread that serves
+    if _recorder is not None:
+        raise RuntimeError("a tape is being recorded already")
+    _recorder = recorder
+    try:
+        yield
+    finally:
+        _recorder = None
 
 
 def pointer(tensor: Tensor | None) -> int | None:
@@ -165,7 +201,7 @@ def fields(*groups: tuple[str, ...]) -> list[tuple[str, Any]]:
 
 
 class Arguments(ctypes.Structure):
-    """A struct of a kernel's arguments. It holds addresses only: the tensors must outlive the call."""
+    """A struct of a kernel's arguments. It holds addresses only: the tensors must outlive the call (and the tape)."""
 
     def point(self, **tensors: Tensor | None) -> None:
         for name, tensor in tensors.items():

@@ -7,17 +7,20 @@ raises: nothing falls back in silence.
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+F = TypeVar("F", bound=Callable[..., Any])
 HAS_TRITON = find_spec("triton") is not None
 
 
@@ -40,7 +43,7 @@ def why_not_triton(probe: Tensor, dtypes: Collection[torch.dtype]) -> str | None
         return "triton is not installed"
     if not probe.is_cuda:
         if os.environ.get("TRITON_INTERPRET") != "1":
-            return f"needs a CUDA tensor, got one on {probe.device}"
+            return "needs a CUDA tensor, got one on cpu" if probe.is_cpu else f"needs CUDA, got {probe.device}"
         if probe.dtype == torch.bfloat16:
             return "Triton's interpreter is wrong in bfloat16"
     return None if probe.dtype in dtypes else f"computes in {', '.join(map(str, dtypes))}, got {probe.dtype}"
@@ -58,6 +61,7 @@ def lazily(module: str, function: str) -> Callable[..., Any]:
     return run
 
 
+@functools.cache  # asked at every call of every op
 def _parse(setting: str) -> dict[str, str]:
     choices = {}
     for item in filter(None, (part.strip() for part in setting.split(","))):
@@ -88,7 +92,24 @@ def force(**implementations: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-@torch.compiler.assume_constant_result
+def constant_in_graphs(function: F) -> F:
+    """torch.compiler.assume_constant_result, which is this mark, without importing the compiler (1.5 s)."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def outside_graphs(function: F) -> F:
+    """torch.compiler.disable, imported where something is being compiled (then the compiler is there already)."""
+    disabled = functools.cache(lambda: torch.compiler.disable(function))
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return (disabled() if "torch._dynamo" in sys.modules else function)(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+@constant_in_graphs
 def _chosen(op: str) -> str | None:
     return _choices().get(op)
 

@@ -25,7 +25,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """As in a new process with an empty cache folder; afterwards as before."""
 
     def forget() -> None:
-        for cached in (native._open, native._why_no_library, native._function):
+        for cached in (native._open, native._why_not_open, native.kernel, native.replayer):
             cached.cache_clear()
         native._level = None
 
@@ -110,6 +110,23 @@ for op in {ops!r}:
                         if not case.large:
                             with native.at_level(level):
                                 ops.run("native", ops.cast(case.inputs(torch.Generator()), "cpu", dtype), case.grads)
+from plait.native.tape import record
+from plait.ops.attention import native as attention
+from plait.ops.linear import blocked, look_up
+ids, table, x = torch.tensor([0, 6]), torch.randn(7, 33), torch.randn(20, 33)
+weight, scale, pages = torch.ones(40, 33, dtype=torch.int8), torch.ones(40), torch.zeros(2, 3, 5, 2, 7)
+where = torch.tensor([[2, 0, 1]]), torch.tensor([0, 6]), torch.tensor([9])
+for level in native.available_levels():
+    with native.at_level(level):
+        for dtype in (torch.float32, torch.bfloat16):
+            look_up(ids, table, dtype)
+            look_up(ids, weight, dtype, scale=scale)
+            attention.write_pages(*torch.ones(2, 6, 2, 7, dtype=dtype), *pages.to(dtype), *where)
+            for rounded in (False, True):
+                blocked.linear(x.to(dtype), weight, scale, round_activations=rounded)
+                blocked.swiglu(x.to(dtype), weight, weight[:33, :20].contiguous(), scale, scale[:33].contiguous(),
+                               round_activations=rounded)
+        record(lambda: table + table).replay()
 print("clean")
 """
 PLANTED = """
@@ -143,3 +160,15 @@ def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
     assert clean.stdout.strip() == "clean", clean.stderr[-3000:]
     planted = run_python(PLANTED, **environment)
     assert "heap-buffer-overflow" in planted.stderr
+
+
+def test_a_start_does_not_load_the_compiler() -> None:
+    """torch._dynamo and sympy take a second and a half; decorators, initialisers and meta tensors drag them in."""
+    code = """
+import sys, torch
+from plait import LLM, SamplingParams
+LLM("demo").generate([[5, 6, 7]], SamplingParams(temperature=0, max_tokens=2))
+print(sorted({"torch._dynamo", "sympy"} & set(sys.modules)))
+"""
+    done = run_python(code)
+    assert done.stdout.strip() == "[]", done.stderr[-2000:]

@@ -15,16 +15,21 @@
 #define MAX_GROUP 64 /* query heads per KV head */
 
 typedef struct {
-  int64_t n_tokens, n_seqs, n_heads, n_kv_heads, d_head, page_size, table_stride, q_stride, q_type, page_type, n_threads, max_spans;
+  int64_t n_tokens, n_seqs, n_heads, n_kv_heads, d_head, page_size, n_pages, table_stride, q_stride, q_type, page_type, n_threads;
   const void *q;                 /* [n_tokens, n_heads, d_head], heads contiguous */
   const void *k_pages, *v_pages; /* [n_pages, page_size, n_kv_heads, d_head] */
   const float *k_scales, *v_scales; /* int8 pages: [n_pages, page_size, n_kv_heads]; else NULL */
-  const int64_t *page_table;     /* [n_seqs, table_stride] */
+  const int32_t *page_table;     /* [n_seqs, table_stride] */
   const int32_t *cu_seqlens;
-  const int64_t *context_lens;
+  const int32_t *context_lens;
   void *y;        /* like q, contiguous */
-  float *partial; /* scratch [n_tokens][max_spans][n_heads][d_head + 2]: the largest score, the sum, the weighted values */
+  float *partial; /* scratch, room for [n_tokens][spans of a full table][n_heads][d_head + 2]: the largest score, the sum, the values */
 } attention_args;
+
+typedef struct {
+  const attention_args *a;
+  int64_t n_spans; /* of the longest context */
+} attention_job;
 
 INLINE int64_t sequence_of(const attention_args *a, int64_t token) {
   int64_t seq = 0;
@@ -35,18 +40,33 @@ INLINE int64_t sequence_of(const attention_args *a, int64_t token) {
 INLINE int64_t visible(const attention_args *a, int64_t seq, int64_t token) {
   return a->context_lens[seq] + token - a->cu_seqlens[seq] + 1;
 }
-INLINE float *partial(const attention_args *a, int64_t token, int64_t span, int64_t head) {
-  return a->partial + ((token * a->max_spans + span) * a->n_heads + head) * (a->d_head + 2);
+INLINE float *partial(const attention_job *job, int64_t token, int64_t span, int64_t head) {
+  const attention_args *a = job->a;
+  return a->partial + ((token * job->n_spans + span) * a->n_heads + head) * (a->d_head + 2);
+}
+/* The most positions any query sees, or -1 if a page is not one of the pool or the table has too few. */
+INLINE int64_t longest_context(const attention_args *a) {
+  int64_t longest = 0;
+  for (int64_t seq = 0; seq < a->n_seqs; seq++) {
+    const int64_t length = a->context_lens[seq] + (a->cu_seqlens[seq + 1] - a->cu_seqlens[seq]);
+    if (a->context_lens[seq] < 0 || length > a->table_stride * a->page_size) return -1;
+    for (int64_t page = 0; page * a->page_size < length; page++) {
+      const int32_t number = a->page_table[seq * a->table_stride + page];
+      if (number < 0 || number >= a->n_pages) return -1;
+    }
+    longest = MAX(longest, length);
+  }
+  return longest;
 }
 
 /* BLOCK rows of keys or values as floats, zeros behind d_head and behind `count`. */
-INLINE void load_block(const attention_args *a, const void *pages, const float *scales, const int64_t *table, int64_t kv_head,
+INLINE void load_block(const attention_args *a, const void *pages, const float *scales, const int32_t *table, int64_t kv_head,
                        int64_t position, int count, int64_t padded, float *to) {
   int64_t page = position / a->page_size, offset = position % a->page_size;
   if (count < BLOCK) memset(to + count * padded, 0, sizeof(float) * (size_t)((BLOCK - count) * padded));
   for (int i = 0; i < count; i++, offset++) {
     if (offset == a->page_size) offset = 0, page++;
-    const int64_t row = (table[page] * a->page_size + offset) * a->n_kv_heads + kv_head;
+    const int64_t row = ((int64_t)table[page] * a->page_size + offset) * a->n_kv_heads + kv_head;
     for (int64_t d = 0; d < padded; d += W) {
       int n = (int)MIN(W, a->d_head - d);
       vf x;
@@ -118,12 +138,13 @@ INLINE void add_values(scratch *x, int64_t h, int64_t padded, int64_t d, int cou
 
 static void span_item(void *arg, int64_t item) {
   static _Thread_local scratch x;
-  const attention_args *a = arg;
-  const int64_t span = item % a->max_spans, kv_head = item / a->max_spans % a->n_kv_heads, token = item / a->max_spans / a->n_kv_heads;
+  const attention_job *job = arg;
+  const attention_args *a = job->a;
+  const int64_t span = item % job->n_spans, kv_head = item / job->n_spans % a->n_kv_heads, token = item / job->n_spans / a->n_kv_heads;
   const int64_t seq = sequence_of(a, token), end = MIN((span + 1) * SPAN, visible(a, seq, token));
   if (span * SPAN >= end) return;
   const int64_t group = a->n_heads / a->n_kv_heads, padded = (a->d_head + W - 1) / W * W;
-  const int64_t *table = a->page_table + seq * a->table_stride;
+  const int32_t *table = a->page_table + seq * a->table_stride;
   const float scale = 1.0f / __builtin_sqrtf((float)a->d_head);
   for (int64_t h = 0; h < group; h++) {
     for (int64_t d = 0; d < padded; d += W) {
@@ -146,7 +167,7 @@ static void span_item(void *arg, int64_t item) {
         else add_values(&x, h, padded, d, count, 1), d += W;
   }
   for (int64_t h = 0; h < group; h++) {
-    float *to = partial(a, token, span, kv_head * group + h);
+    float *to = partial(job, token, span, kv_head * group + h);
     to[0] = x.largest[h];
     to[1] = x.total[h];
     memcpy(to + 2, x.values[h], sizeof(float) * (size_t)a->d_head);
@@ -154,14 +175,15 @@ static void span_item(void *arg, int64_t item) {
 }
 
 static void join_item(void *arg, int64_t item) {
-  const attention_args *a = arg;
+  const attention_job *job = arg;
+  const attention_args *a = job->a;
   const int64_t token = item / a->n_heads, head = item % a->n_heads;
   const int64_t n_spans = (visible(a, sequence_of(a, token), token) + SPAN - 1) / SPAN;
   float largest = -__builtin_inff(), total = 0;
-  for (int64_t s = 0; s < n_spans; s++) largest = MAX(largest, partial(a, token, s, head)[0]);
-  float *sum = partial(a, token, 0, head) + 2; /* the first span's values become the sum */
+  for (int64_t s = 0; s < n_spans; s++) largest = MAX(largest, partial(job, token, s, head)[0]);
+  float *sum = partial(job, token, 0, head) + 2; /* the first span's values become the sum */
   for (int64_t s = 0; s < n_spans; s++) {
-    const float *part = partial(a, token, s, head);
+    const float *part = partial(job, token, s, head);
     float lane[W];
     store(lane, vexp(splat(part[0] - largest)));
     total += part[1] * lane[0];
@@ -170,8 +192,13 @@ static void join_item(void *arg, int64_t item) {
   for (int64_t d = 0; d < a->d_head; d++) store_one(a->y, (token * a->n_heads + head) * a->d_head + d, (int)a->q_type, sum[d] / total);
 }
 
-void EXPORT(paged_attention)(const attention_args *a) {
-  plait_for(a->n_tokens * a->n_kv_heads * a->max_spans, a->n_threads, span_item, (void *)a);
+KERNEL(paged_attention) {
+  const attention_args *a = args;
+  const int64_t longest = longest_context(a);
+  if (longest < 0) return BAD_PAGE;
+  attention_job job = {.a = a, .n_spans = (longest + SPAN - 1) / SPAN};
+  plait_for(a->n_tokens * a->n_kv_heads * job.n_spans, a->n_threads, span_item, &job);
   const int64_t n_threads = a->n_tokens * a->n_heads * a->d_head < 32768 ? 1 : a->n_threads;
-  plait_for(a->n_tokens * a->n_heads, n_threads, join_item, (void *)a);
+  plait_for(a->n_tokens * a->n_heads, n_threads, join_item, &job);
+  return FINE;
 }

@@ -12,13 +12,14 @@
 #define MAX_TAPS 8
 
 typedef struct {
-  int64_t n_seqs, channels, taps, tokens, n_threads, type, column_type, x_stride, y_stride;
+  int64_t n_seqs, channels, taps, tokens, n_threads, type, column_type, weight_type, x_stride, y_stride;
   const void *x;
-  const float *weight, *bias; /* [channels, taps], [channels] or NULL */
+  const void *weight, *bias; /* [channels, taps], [channels] or NULL, both of weight_type */
   const int32_t *cu_seqlens;
   const void *columns_in; /* [slots, channels, taps - 1] of column_type; NULL: zeros */
   void *columns_out, *y;
   const int64_t *slots; /* as in scan.h */
+  int64_t n_slots;      /* of the pool, where slots are given */
   /* backward only; gradients are contiguous */
   int64_t gy_stride;
   const void *gy, *g_columns_out; /* the latter of column_type, or NULL: zeros */
@@ -78,8 +79,8 @@ INLINE void read_input(const conv_args *a, const span *s, int64_t index, float (
 INLINE void read_weights(const conv_args *a, const span *s, scratch *x) {
   memset(x->w, 0, sizeof x->w);
   for (int c = 0; c < s->n_channels; c++) {
-    for (int j = 0; j < s->taps; j++) x->w[j][c / W][c % W] = a->weight[(s->first + c) * s->taps + j];
-    x->bias[c / W][c % W] = a->bias ? a->bias[s->first + c] : 0.0f;
+    for (int j = 0; j < s->taps; j++) x->w[j][c / W][c % W] = load_one(a->weight, (s->first + c) * s->taps + j, (int)a->weight_type);
+    x->bias[c / W][c % W] = a->bias ? load_one(a->bias, s->first + c, (int)a->weight_type) : 0.0f;
   }
 }
 
@@ -112,9 +113,12 @@ static void forward_item(void *arg, int64_t item) {
   for (int j = 0; j < before; j++) write_column(a->columns_out, a->column_type, s.slot * a->channels, &s, j, x.e[j]);
 }
 
-void EXPORT(conv_forward)(const conv_args *a) {
+KERNEL(conv_forward) {
+  const conv_args *a = args;
+  if (a->slots && !all_within(a->slots, a->n_seqs, a->n_slots)) return BAD_SLOT;
   int64_t n_threads = a->tokens * a->channels < 32768 ? 1 : a->n_threads;
   plait_for(a->n_seqs * n_groups(a), n_threads, forward_item, (void *)a);
+  return FINE;
 }
 
 /* The gradient of e[index]: g holds token `index - j` at row `index - j - t0`; rows outside the sequence are zero. */
@@ -184,7 +188,9 @@ static void add_up(void *arg, int64_t item) {
     }
 }
 
-void EXPORT(conv_backward)(const conv_args *a) {
+KERNEL(conv_backward) {
+  const conv_args *a = args;
   plait_for(a->n_seqs * n_groups(a), a->n_threads, backward_item, (void *)a);
   plait_for(n_groups(a), a->n_threads, add_up, (void *)a);
+  return FINE;
 }

@@ -2,7 +2,7 @@
  *
  * Weights are float, bf16 or int8 with a float scale per output row. Activations are float or bf16, prepared once per call:
  *
- *   for int8 weights  as fixed point of 24 bits below a power of two above the row's largest ("exact": a bf16 no smaller than 2^-15
+ *   for int8 weights  as fixed point of 23 bits below a power of two above the row's largest ("exact": a bf16 no smaller than 2^-14
  *                     of the largest is itself), or of 8 bits (an opt-in). Products and sums of integers are exact in any order.
  *   for bf16 weights  as bf16 where an instruction multiplies those and sums in float, else as floats, even and odd ones apart.
  *   for float weights as floats.
@@ -19,26 +19,27 @@
 #define STEP 128 /* activations are padded with zeros to a multiple of this */
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-#define BYTES 1 /* fixed point in bytes, for the instruction that multiplies unsigned by signed ones; else 12 bits in int16 */
+/* Fixed point in three signed bytes, for the instruction that multiplies those by unsigned ones: the weights, 128 added to each. What that
+ * adds to a sum is 128 times the sum of the activations, the same for every row. Without the instruction: 12 bits in int16, twice. */
+#define BYTES 1
 #else
 #define BYTES 0
 #endif
 
 typedef int16_t vs __attribute__((vector_size(2 * W)));
-typedef uint8_t vub __attribute__((vector_size(W)));
 typedef vi vi_at __attribute__((aligned(1), may_alias));
 typedef vs vs_at __attribute__((aligned(2), may_alias));
 typedef int8_t vhalf __attribute__((vector_size(2 * W)));
 typedef vhalf vhalf_at __attribute__((aligned(1), may_alias));
-typedef vub vub_at __attribute__((aligned(1), may_alias));
 
 typedef struct { /* the activations of one token */
   void *data;
-  double scale; /* of fixed point */
+  double scale;  /* of fixed point */
+  double excess; /* 128 times the sum of its fixed point numbers */
 } row;
 
 typedef struct {
-  int64_t width, x_type, weight_type, bits; /* bits of the activations with int8 weights: 24 or 8 */
+  int64_t width, x_type, weight_type, bits; /* of the activations with int8 weights: 24 (three limbs) or 8 */
 } format;
 
 INLINE int64_t padded(int64_t width) { return (width + STEP - 1) / STEP * STEP; }
@@ -68,6 +69,15 @@ static void *reserve(int which, int64_t size) {
 
 /* ---- activations ---- */
 
+#if BYTES
+INLINE double integer_sum(vi q) { /* at most 16 numbers of 23 bits: an int32 holds their sum */
+  int32_t lane[W], sum = 0;
+  memcpy(lane, &q, sizeof lane);
+  for (int i = 0; i < W; i++) sum += lane[i];
+  return sum;
+}
+#endif
+
 static row prepare_fixed(const void *x, int64_t at, int type, int64_t width, int bits, void *to) {
   vf top = {0}, zero = {0};
   for (int64_t i = 0; i < width; i += W) {
@@ -79,22 +89,27 @@ static row prepare_fixed(const void *x, int64_t at, int type, int64_t width, int
   const int broken = hsum(zero) != 0; /* a NaN or an infinity: the results shall be NaN */
   int exponent;
   __builtin_frexp(largest, &exponent);
-  const double scale = bits == 8 ? MAX(largest, 1e-30f) / 127.0 : __builtin_ldexp(1.0, MAX(exponent, -100) - 23);
+  const double scale = bits == 8 ? MAX(largest, 1e-30f) / 127.0 : __builtin_ldexp(1.0, MAX(exponent, -100) - 22);
   const vf inverse = splat(broken ? 0.0f : (float)(1.0 / scale)), half = splat(0.5f);
   const int64_t full = padded(width);
+  double sum = 0;
   for (int64_t i = 0; i < full; i += W) {
     vf v = {0};
     if (i < width && !broken) v = load_any(x, at + i, type, (int)MIN(W, width - i)) * inverse;
     vi q = __builtin_convertvector(v + vselect(v < (vf){0}, -half, half), vi);
 #if BYTES
-    vu u = (vu)(q + (bits == 8 ? 128 : 1 << 23));
-    for (int limb = 0; limb < bits / 8; limb++) *(vub_at *)((uint8_t *)to + limb * full + i) = __builtin_convertvector(u >> (8 * limb), vub);
+    sum += integer_sum(q);
+    for (int limb = 0; limb < bits / 8; limb++) { /* signed digits: what is above 127 is carried */
+      vi digit = bits == 8 ? q : ((q << 24) >> 24);
+      *(vb_at *)((int8_t *)to + limb * full + i) = __builtin_convertvector(digit, vb);
+      q = (q - digit) >> 8;
+    }
 #else
     *(vs_at *)((int16_t *)to + i) = __builtin_convertvector(bits == 8 ? q : q & 4095, vs);
     if (bits == 24) *(vs_at *)((int16_t *)to + full + i) = __builtin_convertvector(q >> 12, vs);
 #endif
   }
-  return (row){to, broken ? (double)__builtin_nanf("") : scale};
+  return (row){to, broken ? (double)__builtin_nanf("") : scale, 128 * sum};
 }
 
 static row prepare(const format *f, const void *x, int64_t at, int type, void *to) {
@@ -103,7 +118,7 @@ static row prepare(const format *f, const void *x, int64_t at, int type, void *t
   if (pairs_of_bf16(f)) {
     for (int64_t i = 0; i < full; i += W)
       store_any(to, i, BF16, W, i < width ? load_any(x, at + i, type, (int)MIN(W, width - i)) : (vf){0});
-    return (row){to, 1};
+    return (row){to, 1, 0};
   }
   float *even = to, *odd = even + full / 2, *plain = to;
   for (int64_t i = 0; i < full; i++) {
@@ -111,13 +126,14 @@ static row prepare(const format *f, const void *x, int64_t at, int type, void *t
     if (f->weight_type == F32) plain[i] = v;
     else (i & 1 ? odd : even)[i / 2] = v;
   }
-  return (row){to, 1};
+  return (row){to, 1, 0};
 }
 
-/* How far ahead of a load to fetch, in bytes. Hardware follows long rows by itself; of short ones it has lost the trail by the
- * time it has found it, so there the same place in the next TILE rows is fetched. Into the second cache, not the first: measured,
+/* How far ahead of a load to fetch, in bytes: the same place in the next rows, AHEAD or more away. Hardware follows long rows by itself,
+ * but not far enough; of short ones it has lost the trail by the time it has found it. Into the second cache, not the first: measured,
  * 1.5 to 2 times the bytes a second from memory. */
-INLINE int64_t fetch_distance(int64_t row_bytes) { return row_bytes <= 4096 ? TILE * row_bytes : 2048; }
+#define AHEAD 16384
+INLINE int64_t fetch_distance(int64_t row_bytes) { return (AHEAD + TILE * row_bytes - 1) / (TILE * row_bytes) * TILE * row_bytes; }
 
 /* ---- a unit of 16 weight rows times some tokens: out[token][16] ---- */
 
@@ -204,53 +220,67 @@ static void dot_unit(const format *f, const void *w, const int64_t *at, const ro
     for (int i = 0; i < UNIT; i += W) store(out[t] + i, sums(acc[t] + i));
 }
 
-/* The sums of int8 weights with the limbs of one token: up to four sums, TILE rows each. */
-#if W >= 8
-typedef struct {
-  vi sum[4 * TILE];
-} tile_sums;
+/* Sums of int8 weights with the limbs of one token: total[limb][row] of a unit. `bits` is a constant wherever these are called. */
+#if defined(__AVX512VNNI__)
+/* In assembly because gcc 12 copies and spills the sums of the intrinsic, at half the speed. */
+#define DOT(sum, weights, x) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(x))
 
-INLINE tile_sums dot_limbs(const int8_t *w, const int64_t *at, int64_t width, const void *x, int bits) {
-  tile_sums s = {{{0}}};
-  const int64_t full = padded(width), ahead = fetch_distance(width);
-#if BYTES
-  const uint8_t *limbs = x;
-  for (int64_t i = 0; i < width; i += 4 * W) {
-    for (int r = 0; r < TILE; r++) {
-      __builtin_prefetch(w + at[r] + i + ahead, 0, 2);
-      vi v = load_bytes(w + at[r] + i, width - i);
-#if W == 16
-#define DOT(total, u) total = (vi)_mm512_dpbusd_epi32((__m512i)total, (__m512i)(u), (__m512i)v)
-#else
-#define DOT(total, u) total = (vi)_mm256_dpbusd_avx_epi32((__m256i)total, (__m256i)(u), (__m256i)v)
-#endif
-      for (int limb = 0; limb < bits / 8; limb++) DOT(s.sum[TILE * limb + r], *(const vi_at *)(limbs + limb * full + i));
-      DOT(s.sum[TILE * 3 + r], (vi){0} + 0x01010101);
-#undef DOT
-    }
-  }
-#else
-  const int16_t *limbs = x;
-  for (int64_t i = 0; i < width; i += 2 * W) {
-    for (int r = 0; r < TILE; r++) {
-      vhalf bytes = {0};
-      __builtin_prefetch(w + at[r] + i + ahead, 0, 2);
-      if (width - i >= 2 * W) bytes = *(const vhalf_at *)(w + at[r] + i);
-      else memcpy(&bytes, w + at[r] + i, (size_t)(width - i));
-      for (int limb = 0; limb < (bits == 24 ? 2 : 1); limb++) {
-        const int16_t *x16 = limbs + limb * full + i;
-#if W == 16
-        s.sum[TILE * limb + r] += (vi)_mm512_madd_epi16(_mm512_cvtepi8_epi16((__m256i)bytes), _mm512_loadu_si512(x16));
-#else
-        s.sum[TILE * limb + r] += (vi)_mm256_madd_epi16(_mm256_cvtepi8_epi16((__m128i)bytes), _mm256_loadu_si256((const void *)x16));
-#endif
-      }
-    }
-  }
-#endif
-  return s;
+INLINE __m128i sums_of_4(const __m512i *v) {
+  __m256i half[4];
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; r++) half[r] = _mm256_add_epi32(_mm512_castsi512_si256(v[r]), _mm512_extracti64x4_epi64(v[r], 1));
+  const __m256i all = _mm256_hadd_epi32(_mm256_hadd_epi32(half[0], half[1]), _mm256_hadd_epi32(half[2], half[3]));
+  return _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
 }
 
+INLINE void dot_limbs(const int8_t *w, const int64_t *at, int64_t width, const void *x, int bits, int32_t (*total)[UNIT]) {
+  const int n_limbs = bits / 8;
+  const int64_t full = padded(width), whole = width / 64 * 64;
+  const __mmask64 rest = (1ull << (width - whole)) - 1;
+  const __m512i to_unsigned = _mm512_set1_epi8(-128);
+  for (int r0 = 0; r0 < UNIT; r0 += TILE) {
+    const int8_t *row0 = w + at[r0], *row1 = w + at[r0 + 1], *row2 = w + at[r0 + 2], *row3 = w + at[r0 + 3];
+    const int8_t *limb0 = x, *limb1 = limb0 + full, *limb2 = limb1 + full, *ahead = row0 + MAX(TILE * width, AHEAD);
+    __m512i sum[3][TILE];
+#pragma GCC unroll 4
+    for (int r = 0; r < TILE; r++) sum[0][r] = sum[1][r] = sum[2][r] = _mm512_setzero_si512();
+#define ADD_ROW(r, bytes)                                          \
+  {                                                                \
+    const __m512i v = _mm512_xor_si512(bytes, to_unsigned);        \
+    DOT(sum[0][r], v, x0);                                         \
+    if (n_limbs == 3) {                                            \
+      DOT(sum[1][r], v, x1);                                       \
+      DOT(sum[2][r], v, x2);                                       \
+    }                                                              \
+  }
+#define LOAD_X(i)                                                                                     \
+  const __m512i x0 = _mm512_loadu_si512(limb0 + i), x1 = n_limbs == 3 ? _mm512_loadu_si512(limb1 + i) : x0, \
+                x2 = n_limbs == 3 ? _mm512_loadu_si512(limb2 + i) : x0
+    for (int64_t i = 0; i < whole; i += 64, ahead += 64 * TILE) {
+      LOAD_X(i);
+      _mm_prefetch((const char *)ahead, _MM_HINT_T1); /* the next rows: these four are left to right while memory is read in order */
+      _mm_prefetch((const char *)ahead + 64, _MM_HINT_T1);
+      _mm_prefetch((const char *)ahead + 128, _MM_HINT_T1);
+      _mm_prefetch((const char *)ahead + 192, _MM_HINT_T1);
+      ADD_ROW(0, _mm512_loadu_si512(row0 + i));
+      ADD_ROW(1, _mm512_loadu_si512(row1 + i));
+      ADD_ROW(2, _mm512_loadu_si512(row2 + i));
+      ADD_ROW(3, _mm512_loadu_si512(row3 + i));
+    }
+    if (rest) {
+      LOAD_X(whole);
+      ADD_ROW(0, _mm512_maskz_loadu_epi8(rest, row0 + whole));
+      ADD_ROW(1, _mm512_maskz_loadu_epi8(rest, row1 + whole));
+      ADD_ROW(2, _mm512_maskz_loadu_epi8(rest, row2 + whole));
+      ADD_ROW(3, _mm512_maskz_loadu_epi8(rest, row3 + whole));
+    }
+#undef ADD_ROW
+#undef LOAD_X
+    for (int limb = 0; limb < n_limbs; limb++) _mm_storeu_si128((__m128i *)(total[limb] + r0), sums_of_4(sum[limb]));
+  }
+}
+
+#elif W >= 8
 /* As `sums` of vec.h, of integers: lane i of the result is the sum of the lanes of v[i]. */
 INLINE vi integer_sums(vi *v) {
 #define HALVE(s)                                                                   \
@@ -263,37 +293,74 @@ INLINE vi integer_sums(vi *v) {
 #undef HALVE
   return v[0];
 }
+
+INLINE void dot_limbs(const int8_t *w, const int64_t *at, int64_t width, const void *x, int bits, int32_t (*total)[UNIT]) {
+  const int64_t full = padded(width), ahead = fetch_distance(width);
+  for (int r0 = 0; r0 < UNIT; r0 += TILE) {
+    vi sum[4 * TILE];
+    for (int i = 0; i < 4 * TILE; i++) sum[i] = (vi){0};
+#if BYTES
+    const int8_t *limbs = x;
+    for (int64_t i = 0; i < width; i += 4 * W)
+      for (int r = 0; r < TILE; r++) {
+        __builtin_prefetch(w + at[r0 + r] + i + ahead, 0, 2);
+        const __m256i v = (__m256i)(load_bytes(w + at[r0 + r] + i, width - i) ^ (int32_t)0x80808080);
+        for (int limb = 0; limb < bits / 8; limb++) {
+          vi *to = sum + TILE * limb + r;
+          *to = (vi)_mm256_dpbusd_avx_epi32((__m256i)*to, v, *(const __m256i_u *)(limbs + limb * full + i));
+        }
+      }
+#else
+    const int16_t *limbs = x;
+    for (int64_t i = 0; i < width; i += 2 * W)
+      for (int r = 0; r < TILE; r++) {
+        vhalf bytes = {0};
+        __builtin_prefetch(w + at[r0 + r] + i + ahead, 0, 2);
+        if (width - i >= 2 * W) bytes = *(const vhalf_at *)(w + at[r0 + r] + i);
+        else memcpy(&bytes, w + at[r0 + r] + i, (size_t)(width - i));
+        for (int limb = 0; limb < (bits == 24 ? 2 : 1); limb++) {
+          const int16_t *x16 = limbs + limb * full + i;
+#if W == 16
+          sum[TILE * limb + r] += (vi)_mm512_madd_epi16(_mm512_cvtepi8_epi16((__m256i)bytes), _mm512_loadu_si512(x16));
+#else
+          sum[TILE * limb + r] += (vi)_mm256_madd_epi16(_mm256_cvtepi8_epi16((__m128i)bytes), _mm256_loadu_si256((const void *)x16));
+#endif
+        }
+      }
+#endif
+    int32_t tile[4][TILE];
+    for (int i = 0; i < 4 * TILE; i += W) {
+      vi v = integer_sums(sum + i);
+      memcpy(tile[i / TILE], &v, sizeof v);
+    }
+    for (int limb = 0; limb < 3; limb++) memcpy(total[limb] + r0, tile[limb], sizeof tile[limb]);
+  }
+}
+
+#else
+INLINE void dot_limbs(const int8_t *w, const int64_t *at, int64_t width, const void *x, int bits, int32_t (*total)[UNIT]) {
+  const int16_t *limbs = x;
+  for (int r = 0; r < UNIT; r++)
+    for (int limb = 0; limb < (bits == 24 ? 2 : 1); limb++) {
+      int32_t sum = 0;
+      for (int64_t i = 0; i < width; i++) sum += (int32_t)w[at[r] + i] * limbs[limb * padded(width) + i];
+      total[limb][r] = sum;
+    }
+}
 #endif
 
 static void dot_unit_int8(const format *f, const int8_t *w, const int64_t *at, const row *x, const float *scales, float *out) {
-  int32_t total[4][UNIT];
-  for (int r0 = 0; r0 < UNIT; r0 += TILE) {
-#if W >= 8
-    tile_sums s = f->bits == 24 ? dot_limbs(w, at + r0, f->width, x->data, 24) : dot_limbs(w, at + r0, f->width, x->data, 8);
-    int32_t tile[4][TILE];
-    for (int i = 0; i < 4 * TILE; i += W) {
-      vi v = integer_sums(s.sum + i);
-      memcpy(tile[i / TILE], &v, sizeof v);
-    }
-    for (int limb = 0; limb < 4; limb++) memcpy(total[limb] + r0, tile[limb], sizeof tile[limb]);
-#else
-    const int16_t *limbs = x->data;
-    for (int r = r0; r < r0 + TILE; r++)
-      for (int limb = 0; limb < (f->bits == 24 ? 2 : 1); limb++) {
-        int32_t sum = 0;
-        for (int64_t i = 0; i < f->width; i++) sum += (int32_t)w[at[r] + i] * limbs[limb * padded(f->width) + i];
-        total[limb][r] = sum;
-      }
-#endif
-  }
-  for (int r = 0; r < UNIT; r++) {
+  int32_t total[3][UNIT];
+  if (f->bits == 24) {
+    dot_limbs(w, at, f->width, x->data, 24, total);
 #if BYTES
-    double high = total[2][r] * 65536.0 + total[1][r] * 256.0;
-    double exact = f->bits == 24 ? high + total[0][r] - total[3][r] * 8388608.0 : total[0][r] - total[3][r] * 128.0;
+    for (int r = 0; r < UNIT; r++) out[r] = (float)((total[2][r] * 65536.0 + total[1][r] * 256.0 + total[0][r] - x->excess) * x->scale * scales[r]);
 #else
-    double exact = f->bits == 24 ? total[1][r] * 4096.0 + total[0][r] : total[0][r];
+    for (int r = 0; r < UNIT; r++) out[r] = (float)((total[1][r] * 4096.0 + total[0][r]) * x->scale * scales[r]);
 #endif
-    out[r] = (float)(exact * x->scale * scales[r]);
+  } else {
+    dot_limbs(w, at, f->width, x->data, 8, total);
+    for (int r = 0; r < UNIT; r++) out[r] = (float)((total[0][r] - x->excess) * x->scale * scales[r]);
   }
 }
 
@@ -351,7 +418,8 @@ static void linear_item(void *arg, int64_t item) {
     }
 }
 
-void EXPORT(linear)(const linear_args *a) {
+KERNEL(linear) {
+  const linear_args *a = args;
   linear_job job = {.a = a, .f = {a->width, a->x_type, a->weight_type, a->bits}};
   char *memory = reserve(0, a->n_tokens * row_bytes(a->width));
   row *x = reserve(1, a->n_tokens * (int64_t)sizeof(row));
@@ -360,6 +428,7 @@ void EXPORT(linear)(const linear_args *a) {
   const int64_t n_units = (a->n_out + UNIT - 1) / UNIT;
   job.units_per_item = units_per_item(n_units, UNIT * a->width * weight_bytes(a->weight_type), a->n_threads);
   plait_for((n_units + job.units_per_item - 1) / job.units_per_item, a->n_threads, linear_item, &job);
+  return FINE;
 }
 
 /* ---- SwiGLU experts ---- */
@@ -454,7 +523,9 @@ static void group_pairs(experts_job *job, int64_t *counts) {
   for (int64_t p = 0; p < n_pairs; p++) job->pairs[counts[expert_of(a, p)]++] = p;
 }
 
-void EXPORT(experts)(const experts_args *a) {
+KERNEL(experts) {
+  const experts_args *a = args;
+  if (a->expert_ids && !all_within(a->expert_ids, a->n_tokens * a->top_k, a->n_experts)) return BAD_EXPERT_ID;
   const int64_t n_pairs = a->n_tokens * a->top_k, unit_bytes = UNIT * weight_bytes(a->weight_type);
   experts_job job = {.a = a, .up = {a->d_model, a->x_type, a->weight_type, a->bits}, .down = {a->d_ff, a->x_type, a->weight_type, a->bits}};
   char *rows = reserve(0, a->n_tokens * row_bytes(a->d_model) + n_pairs * row_bytes(a->d_ff));
@@ -488,4 +559,5 @@ void EXPORT(experts)(const experts_args *a) {
       }
       if (a->weights) store_any(a->y, t * a->d_model + i, (int)a->x_type, n, total);
     }
+  return FINE;
 }

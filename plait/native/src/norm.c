@@ -1,4 +1,4 @@
-/* RMSNorm over the last dim: y = x / sqrt(mean(x^2) + eps) * weight, cast to x's type before it meets the weight. */
+/* RMSNorm over the last dim: y = x / sqrt(mean(x^2) + eps) * weight, cast to x's type before it meets the weight. And of x + residual. */
 #include "parallel.h"
 #include "vec.h"
 
@@ -9,6 +9,9 @@ typedef struct {
   const void *x, *weight;
   void *y;
   double eps;
+  int64_t residual_stride;
+  const void *residual; /* of x's type and shape, or NULL; then x + residual, rounded, is normed in x's place */
+  void *sum;            /* and written here, contiguous */
   /* backward only; gy [n_rows, width] of y_type, gx of type, both contiguous */
   const void *gy;
   void *gx;
@@ -32,9 +35,20 @@ INLINE vf normed(const norm_args *a, int64_t row, int64_t i, int n, float scale)
   return a->type == BF16 ? vwiden(vnarrow(x)) : x;
 }
 
+INLINE void add_residual(const norm_args *a, int64_t row) {
+  for (int64_t i = 0; i < a->width; i += W) {
+    int n = (int)MIN(W, a->width - i);
+    vf x = load_any(a->x, row * a->x_stride + i, (int)a->type, n);
+    store_any(a->sum, row * a->width + i, (int)a->type, n, x + load_any(a->residual, row * a->residual_stride + i, (int)a->type, n));
+  }
+}
+
 static void forward_item(void *arg, int64_t item) {
-  const norm_args *a = arg;
+  const norm_args *given = arg, *a = given;
+  norm_args of_sum = *given;
+  if (given->residual) of_sum.x = given->sum, of_sum.x_stride = given->width, a = &of_sum;
   for (int64_t row = item * ROWS_PER_ITEM; row < MIN((item + 1) * ROWS_PER_ITEM, a->n_rows); row++) {
+    if (given->residual) add_residual(given, row);
     const float scale = inverse_rms(a, row);
     for (int64_t i = 0; i < a->width; i += W) {
       int n = (int)MIN(W, a->width - i);
@@ -44,9 +58,11 @@ static void forward_item(void *arg, int64_t item) {
   }
 }
 
-void EXPORT(norm_forward)(const norm_args *a) {
+KERNEL(norm_forward) {
+  const norm_args *a = args;
   int64_t n_threads = a->n_rows * a->width < 65536 ? 1 : a->n_threads;
   plait_for((a->n_rows + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM, n_threads, forward_item, (void *)a);
+  return FINE;
 }
 
 INLINE int64_t rows_per_sum(const norm_args *a) { return MAX(ROWS_PER_ITEM, (a->n_rows + MAX_SUMS - 1) / MAX_SUMS); }
@@ -76,10 +92,12 @@ static void backward_item(void *arg, int64_t item) {
   }
 }
 
-void EXPORT(norm_backward)(const norm_args *a) {
+KERNEL(norm_backward) {
+  const norm_args *a = args;
   int64_t n_sums = (a->n_rows + rows_per_sum(a) - 1) / rows_per_sum(a);
   plait_for(n_sums, a->n_threads, backward_item, (void *)a);
   for (int64_t i = 0; i < a->width; i++) a->g_weight[i] = 0;
   for (int64_t part = 0; part < n_sums; part++)
     for (int64_t i = 0; i < a->width; i++) a->g_weight[i] += a->sums[part * a->width + i];
+  return FINE;
 }

@@ -111,4 +111,9 @@ static void scan_item(void *arg, int64_t item) {
   }
 }
 
-void EXPORT(scan_forward)(const scan_args *a) { plait_for(a->n_seqs * n_groups(a), a->n_threads, scan_item, (void *)a); }
+KERNEL(scan_forward) {
+  const scan_args *a = args;
+  if (a->slots && !all_within(a->slots, a->n_seqs, a->n_slots)) return BAD_SLOT;
+  plait_for(a->n_seqs * n_groups(a), a->n_threads, scan_item, (void *)a);
+  return FINE;
+}

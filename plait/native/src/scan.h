@@ -24,6 +24,7 @@ typedef struct {
   const float *state_in; /* NULL: zeros */
   float *state_out;
   const int64_t *slots;  /* row of state_in and state_out of each sequence; NULL: the sequence's own number */
+  int64_t n_slots;       /* rows of those, where slots are given */
   float *chunk_states;   /* NULL: not wanted. [chunk][block of W channels][d_state][W], before each chunk */
   /* backward only */
   int64_t gy_stride;

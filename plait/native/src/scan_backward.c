@@ -222,8 +222,10 @@ static void add_up_channels(void *arg, int64_t item) {
   }
 }
 
-void EXPORT(scan_backward)(const scan_args *a) {
+KERNEL(scan_backward) {
+  const scan_args *a = args;
   plait_for(a->n_seqs * n_items(a), a->n_threads, backward_item, (void *)a);
   plait_for((a->tokens + CHUNK - 1) / CHUNK, a->n_threads, add_up_tokens, (void *)a);
   plait_for(n_groups(a), a->n_threads, add_up_channels, (void *)a);
+  return FINE;
 }

@@ -20,6 +20,7 @@
 #define PLAIT_PASTE2(a, b) a##_##b
 #define PLAIT_PASTE(a, b) PLAIT_PASTE2(a, b)
 #define EXPORT(name) __attribute__((visibility("default"))) PLAIT_PASTE(name, PLAIT_LEVEL)
+#define KERNEL(name) int EXPORT(name)(const void *args) /* a plait_kernel */
 #define INLINE static inline __attribute__((always_inline))
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
@@ -82,6 +83,13 @@ INLINE vf vmin(vf a, vf b) {
 #endif
 }
 INLINE vf vabs(vf a) { return (vf)((vi)a & 0x7fffffff); }
+
+/* Whether each of n indices is one of `count` places. */
+INLINE int all_within(const int64_t *indices, int64_t n, int64_t count) {
+  int fine = 1;
+  for (int64_t i = 0; i < n; i++) fine &= indices[i] >= 0 && indices[i] < count;
+  return fine;
+}
 
 INLINE float hsum(vf x) { /* a tree, the same one at every call */
   float lane[W];

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from plait.ops.attention import IMPLEMENTATIONS, PAGED_IMPLEMENTATIONS, attention, paged_attention
+from plait.ops.attention.reference import quantize
 from plait.ops.case import Case, Cost, Inputs, OpCases
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
@@ -55,6 +56,7 @@ def _paged(
     d_head: int,
     page_size: int,
     *,
+    int8: bool = False,
     large: bool = False,
 ) -> Case:
     """Pages in shuffled order; what no sequence has written is NaN, and so is nothing that is read."""
@@ -71,10 +73,15 @@ def _paged(
             flat = torch.full((2, len(own) * page_size, n_kv_heads, d_head), torch.nan, dtype=dtype)
             flat[:, :total] = torch.randn(2, total, n_kv_heads, d_head, generator=generator, dtype=dtype)
             pages[:, own] = flat.unflatten(1, (len(own), page_size))
+        cache: Inputs = {"k_pages": pages[0], "v_pages": pages[1]}
+        if int8:  # what no sequence has written: -128, with a scale of NaN
+            (k, k_scales), (v, v_scales) = (quantize(p) for p in pages)
+            written = ~pages.isnan().any(-1)
+            k, v = (t.masked_fill(~w[..., None], -128) for t, w in zip((k, v), written, strict=True))
+            cache = {"k_pages": k, "v_pages": v, "k_scales": k_scales, "v_scales": v_scales}
         return {
             "q": torch.randn(sum(lengths), n_heads, d_head, generator=generator, dtype=dtype),
-            "k_pages": pages[0],
-            "v_pages": pages[1],
+            **cache,
             "page_table": table,
             "cu_seqlens": _bounds(lengths),
             "context_lens": torch.tensor(context, dtype=torch.int32),
@@ -83,7 +90,8 @@ def _paged(
     def cost(inputs: Inputs) -> Cost:
         scores = _scores(lengths, context) * n_heads
         width = inputs["q"].element_size() * d_head
-        moved = (sum(lengths) + sum(context)) * 2 * n_kv_heads * width + 2 * sum(lengths) * n_heads * width
+        of_key = d_head + 4 if int8 else width
+        moved = (sum(lengths) + sum(context)) * 2 * n_kv_heads * of_key + 2 * sum(lengths) * n_heads * width
         return Cost(bytes=moved, flops=4 * scores * d_head, exps=scores)
 
     return Case(name, inputs, (), large, cost)
@@ -134,9 +142,14 @@ PAGED = OpCases(
         _paged("verify", [3, 1, 2], [31, 257, 0], 4, 2, 16, 16),
         _paged("chunk", [35], [93], 6, 2, 20, 8),
         _paged("chunks and decodes", [1, 70, 1, 9], [64, 0, 201, 33], 8, 2, 16, 16),
+        _paged("decode, int8", [1, 1, 1], [0, 63, 130], 6, 2, 16, 16, int8=True),
+        _paged("chunks and decodes, int8", [1, 70, 1, 9], [64, 0, 201, 33], 8, 2, 16, 16, int8=True),
+        _paged("mini decode, 65536, int8", [1], [65535], *MINI, 16, int8=True, large=True),
+        _paged("mini decode, 64 x 4K, int8", [1] * 64, [4095] * 64, *MINI, 16, int8=True, large=True),
         *(_paged(f"mini decode, {n}", [1], [n - 1], *MINI, 16, large=True) for n in (4096, 65536, 262144)),
         _paged("mini decode, 64 x 4K", [1] * 64, [4095] * 64, *MINI, 16, large=True),
         _paged("mini chunk, 8K after 56K", [8192], [57344], *MINI, 16, large=True),
     ),
     tolerance=TOLERANCE,
+    keep=("k_scales", "v_scales"),
 )

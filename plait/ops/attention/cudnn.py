@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from plait.ops.attention.reference import read_pages
+
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> tuple[Tensor, Tensor]:
     """[n, heads, d_head] each -> output in q.dtype and log-sum-exp [n, heads, 1] in fp32."""
@@ -21,8 +23,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> tuple[Tensor
 
 
 def paged_attention(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, cu_seqlens: Tensor, context_lens: Tensor
-) -> Tensor:
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, cu_seqlens: Tensor, context_lens: Tensor,
+    k_scales: Tensor | None = None, v_scales: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     bounds, context = cu_seqlens.tolist(), context_lens.tolist()
     out = torch.empty_like(q)
     for i, (a, b) in enumerate(pairwise(bounds)):
@@ -30,7 +33,8 @@ def paged_attention(
             continue
         total = context[i] + b - a
         used = page_table[i, : -(-total // k_pages.shape[1])].long()
-        k, v = (pages[used].flatten(0, 1)[:total].to(q.dtype) for pages in (k_pages, v_pages))
+        k = read_pages(k_pages, k_scales, used, q.dtype)[:total]
+        v = read_pages(v_pages, v_scales, used, q.dtype)[:total]
         here, here_lse = _attend(q[a:b], k[context[i] :], v[context[i] :], is_causal=True)
         if context[i]:
             past, past_lse = _attend(q[a:b], k[: context[i]], v[: context[i]], is_causal=False)

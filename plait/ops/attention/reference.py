@@ -18,18 +18,40 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("hqk,khd->qhd", weights, v.to(wide)).to(q.dtype)
 
 
+def read_pages(pages: Tensor, scales: Tensor | None, page_ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """Pages in the order asked for, as [..., tokens, n_kv_heads, d_head] of dtype; int8 ones times their scales."""
+    rows = pages[page_ids].flatten(-4, -3)
+    if scales is None:
+        return rows.to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    return (rows.to(wide) * scales[page_ids].flatten(-3, -2)[..., None]).to(dtype)
+
+
+def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """[..., d_head] -> int8 and fp32 scales [...]: one scale a token and head."""
+    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    scales = wide.abs().amax(-1) / 127
+    values = (wide / scales.clamp_min(1e-30)[..., None]).round().clamp(-127, 127)
+    return values.to(torch.int8), scales.float()
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
     bounds = cu_seqlens.tolist()
     return torch.cat([attend(q[a:b], k[a:b], v[a:b]) for a, b in pairwise(bounds)])
 
 
 def paged_attention(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, cu_seqlens: Tensor, context_lens: Tensor
-) -> Tensor:
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, cu_seqlens: Tensor, context_lens: Tensor,
+    k_scales: Tensor | None = None, v_scales: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     bounds, context = cu_seqlens.tolist(), context_lens.tolist()
     outputs = []
     for i, (a, b) in enumerate(pairwise(bounds)):
         total = context[i] + b - a
-        k, v = (pages[page_table[i].long()].flatten(0, 1)[:total].to(q.dtype) for pages in (k_pages, v_pages))
+        table = page_table[i].long()
+        k, v = (
+            read_pages(pages, scales, table, q.dtype)[:total]
+            for pages, scales in ((k_pages, k_scales), (v_pages, v_scales))
+        )
         outputs.append(attend(q[a:b], k, v))
     return torch.cat(outputs)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from plait.ops.attention.reference import read_pages
+
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
     """q, k, v [batch, length, heads, d_head], with fewer heads in k and v when they are shared."""
@@ -29,20 +31,24 @@ def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 
 def paged_attention(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, cu_seqlens: Tensor, context_lens: Tensor
-) -> Tensor:
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, cu_seqlens: Tensor, context_lens: Tensor,
+    k_scales: Tensor | None = None, v_scales: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     bounds, context = cu_seqlens.tolist(), context_lens.tolist()
     if all(
         b - a == 1 for a, b in pairwise(bounds)
     ):  # one token of each sequence: one batch, masked to each one's length
-        return _decode(q, k_pages, v_pages, page_table, context_lens, max(context) + 1)
+        cache = ((k_pages, k_scales), (v_pages, v_scales))
+        return _decode(q, cache, page_table, context_lens, max(context) + 1)
     outputs = []
     for i, (a, b) in enumerate(pairwise(bounds)):
         total, n = context[i] + b - a, b - a
         if n == 0:
             continue
         n_pages = -(-total // k_pages.shape[1])
-        k, v = (pages[page_table[i, :n_pages].long()].flatten(0, 1)[:total].to(q.dtype) for pages in (k_pages, v_pages))
+        table = page_table[i, :n_pages].long()
+        k = read_pages(k_pages, k_scales, table, q.dtype)[:total]
+        v = read_pages(v_pages, v_scales, table, q.dtype)[:total]
         if n == total:
             out = _sdpa(q[None, a:b], k[None], v[None], is_causal=True)
         else:
@@ -53,11 +59,11 @@ def paged_attention(
 
 
 def _decode(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, context_lens: Tensor, longest: int
+    q: Tensor, cache: tuple[tuple[Tensor, Tensor | None], ...], page_table: Tensor, context_lens: Tensor, longest: int
 ) -> Tensor:
-    n_pages = -(-longest // k_pages.shape[1])
+    n_pages = -(-longest // cache[0][0].shape[1])
     table = page_table[:, :n_pages].long()
-    k, v = (pages[table].flatten(1, 2)[:, :longest].to(q.dtype) for pages in (k_pages, v_pages))
+    k, v = (read_pages(pages, scales, table, q.dtype)[:, :longest] for pages, scales in cache)
     visible = torch.arange(longest, device=q.device) <= context_lens[:, None]  # [n_seqs, longest]
     k, v = (t.masked_fill(~visible[:, :, None, None], 0) for t in (k, v))  # pages not yet written may hold NaN
     return _sdpa(q[:, None], k, v, mask=visible[:, None, None, :])[:, 0]

@@ -25,8 +25,10 @@ LONG_CHUNK = 1024  # queries a sequence from which cuDNN is used
 
 @triton.jit(do_not_specialize=["n_seqs", "max_pages"])
 def _attention_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, table_ptr, cu_seqlens_ptr, context_ptr, n_seqs, max_pages, scale,
-    PAGED: tl.constexpr, PAGE: tl.constexpr, N_HEADS: tl.constexpr, N_KV: tl.constexpr, D_HEAD: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, k_scales_ptr, v_scales_ptr, out_ptr, lse_ptr, table_ptr, cu_seqlens_ptr, context_ptr, n_seqs,
+    max_pages, scale,
+    PAGED: tl.constexpr, INT8: tl.constexpr, PAGE: tl.constexpr, N_HEADS: tl.constexpr, N_KV: tl.constexpr,
+    D_HEAD: tl.constexpr,
     D: tl.constexpr, GROUP: tl.constexpr, BQ: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0)
@@ -76,6 +78,8 @@ def _attention_kernel(
             inside = there[:, None] & (d < D_HEAD)[None, :]
             k = tl.load(k_ptr + k_row[:, None] * D_HEAD + d[None, :], inside, other=0.0)
             s = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee") * (scale * LOG2E)
+            if INT8:
+                s *= tl.load(k_scales_ptr + k_row, there, other=0.0)[None, :]
             s = tl.where(there[None, :] & (key[None, :] <= (before + query)[:, None]), s, -float("inf"))
             new_best = tl.maximum(best, tl.max(s, 1))
             safe = tl.where(new_best == -float("inf"), 0.0, new_best)  # a row that has seen no key yet
@@ -83,6 +87,8 @@ def _attention_kernel(
             decay = tl.exp2(best - safe)
             norm = norm * decay + tl.sum(p, 1)
             v = tl.load(v_ptr + k_row[:, None] * D_HEAD + d[None, :], inside, other=0.0)
+            if INT8:
+                p *= tl.load(v_scales_ptr + k_row, there, other=0.0)[None, :]
             acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * decay[:, None], input_precision="ieee")
             best = new_best
 
@@ -122,6 +128,7 @@ def _launch(
     cu_seqlens: Tensor,
     page_table: Tensor | None,
     context_lens: Tensor | None,
+    scales: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     tokens, n_heads, d_head = q.shape
     n_kv, n_seqs = k.shape[-2], cu_seqlens.shape[0] - 1
@@ -143,11 +150,12 @@ def _launch(
         lse = torch.empty(tokens, n_heads, splits, dtype=torch.float32, device=q.device)
     d = max(16, triton.next_power_of_2(d_head))
     _attention_kernel[(blocks, n_kv, splits)](
-        q.contiguous(), k.contiguous(), v.contiguous(), parts, lse,
+        q.contiguous(), k.contiguous(), v.contiguous(), *(scales or (lse, lse)), parts, lse,
         cu_seqlens if page_table is None else page_table.contiguous(), cu_seqlens,
         cu_seqlens if context_lens is None else context_lens, n_seqs,
         0 if page_table is None else page_table.shape[1], d_head**-0.5,
-        PAGED=page_table is not None, PAGE=k.shape[1], N_HEADS=n_heads, N_KV=n_kv, D_HEAD=d_head, D=d, GROUP=group,
+        PAGED=page_table is not None, INT8=scales is not None,
+        PAGE=k.shape[1], N_HEADS=n_heads, N_KV=n_kv, D_HEAD=d_head, D=d, GROUP=group,
         BQ=bq, ROWS=rows, BN=64, SPLITS=splits, num_warps=4 if rows < 64 else 8, num_stages=3,
     )  # fmt: skip
     if splits > 1:
@@ -162,11 +170,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 
 def paged_attention(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, cu_seqlens: Tensor, context_lens: Tensor
-) -> Tensor:
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, cu_seqlens: Tensor, context_lens: Tensor,
+    k_scales: Tensor | None = None, v_scales: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     if not (k_pages.is_contiguous() and v_pages.is_contiguous()):
         raise ValueError("k_pages and v_pages must each be contiguous: a copy of the cache at every call would be slow")
     n_seqs = context_lens.shape[0]
     if q.shape[0] >= LONG_CHUNK * n_seqs and q.is_cuda and q.dtype != torch.float32:  # twice as fast, at a host sync
-        return cudnn.paged_attention(q, k_pages, v_pages, page_table, cu_seqlens, context_lens)
-    return _launch(q, k_pages, v_pages, cu_seqlens, page_table, context_lens)
+        return cudnn.paged_attention(q, k_pages, v_pages, page_table, cu_seqlens, context_lens, k_scales, v_scales)
+    scales = None if k_scales is None or v_scales is None else (k_scales.contiguous(), v_scales.contiguous())
+    return _launch(q, k_pages, v_pages, cu_seqlens, page_table, context_lens, scales)

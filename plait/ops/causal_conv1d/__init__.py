@@ -52,7 +52,13 @@ def causal_conv1d(
     zeros). Returns (out [tokens, channels], final_columns [n_seqs, channels, d_conv - 1]). Accumulates in fp32, mutates
     nothing.
     """
-    return pick("causal_conv1d", IMPLEMENTATIONS, x)(x, weight, bias, cu_seqlens, initial_columns)
+    run = pick("causal_conv1d", IMPLEMENTATIONS, x)
+    if torch.compiler.is_compiling() and run is not _triton:
+        from plait.ops.compiled import CAUSAL_CONV1D
+
+        out, final = CAUSAL_CONV1D(x, weight, bias, cu_seqlens, initial_columns)
+        return out, final
+    return run(x, weight, bias, cu_seqlens, initial_columns)
 
 
 def causal_conv1d_update(x: Tensor, weight: Tensor, bias: Tensor | None, *, columns: Tensor, slots: Tensor) -> Tensor:
@@ -61,3 +67,20 @@ def causal_conv1d_update(x: Tensor, weight: Tensor, bias: Tensor | None, *, colu
     columns [n_slots, channels, d_conv - 1] is the pool, slots [n_seqs] says which row belongs to which sequence.
     """
     return pick("causal_conv1d", UPDATE_IMPLEMENTATIONS, x)(x, weight, bias, columns, slots)
+
+
+def columns_at(
+    x: Tensor, *, cu_seqlens: Tensor, export_at: Tensor, d_conv: int, initial_columns: Tensor | None = None
+) -> Tensor:
+    """The columns that continue each sequence after export_at [n_seqs] of its tokens (0 to all of them), as
+    final_columns does after the last: [n_seqs, channels, d_conv - 1], the oldest first. No host sync.
+    """
+    lag = torch.arange(1 - d_conv, 0, device=x.device)  # the inputs at export_at + lag
+    at = export_at.long()[:, None] + lag  # [n_seqs, d_conv - 1], in the sequence
+    inside = x[(cu_seqlens[:-1].long()[:, None] + at).clamp(0, max(len(x) - 1, 0))]  # [n_seqs, d_conv - 1, channels]
+    if initial_columns is None:
+        before = torch.zeros_like(inside)
+    else:
+        column = (at + d_conv - 1).clamp(0, d_conv - 2)[:, :, None].expand_as(inside)
+        before = initial_columns.transpose(1, 2).gather(1, column).to(x.dtype)
+    return torch.where((at >= 0)[:, :, None], inside, before).transpose(1, 2).contiguous()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
 from plait import native
 from plait.native import why_not as why_not  # for IMPLEMENTATIONS
+from plait.ops.dispatch import outside_graphs
 
 MAX_TAPS = 8  # of src/conv.c
 
-INTEGERS = ("n_seqs", "channels", "taps", "tokens", "n_threads", "type", "column_type", "x_stride", "y_stride")
+INTEGERS = ("n_seqs", "channels", "taps", "tokens", "n_threads", "type", "column_type", "weight_type", "x_stride",
+            "y_stride")  # fmt: skip
 POINTERS = ("x", "weight", "bias", "cu_seqlens", "columns_in", "columns_out", "y", "slots")
 BACKWARD_POINTERS = ("gy", "g_columns_out", "gx", "g_columns_in", "g_weight", "g_bias", "sums")
 
@@ -20,10 +20,10 @@ BACKWARD_POINTERS = ("gy", "g_columns_out", "gx", "g_columns_in", "g_weight", "g
 class ConvArgs(native.Arguments):
     """conv_args of src/conv.c, in its order."""
 
-    _fields_ = native.fields(INTEGERS, POINTERS, ("gy_stride",), BACKWARD_POINTERS)
+    _fields_ = native.fields(INTEGERS, POINTERS, ("n_slots", "gy_stride"), BACKWARD_POINTERS)
 
 
-@torch.compiler.disable
+@outside_graphs
 def causal_conv1d(
     x: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor, initial_columns: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ def causal_conv1d(
     return _forward(*_ready(*inputs))
 
 
-@torch.compiler.disable
+@outside_graphs
 def causal_conv1d_update(x: Tensor, weight: Tensor, bias: Tensor | None, columns: Tensor, slots: Tensor) -> Tensor:
     """One token of each sequence: as many sequences of one token, their columns read and written in the pool."""
     if columns.dtype not in (torch.float32, torch.bfloat16) or not columns.is_contiguous():
@@ -45,7 +45,7 @@ def causal_conv1d_update(x: Tensor, weight: Tensor, bias: Tensor | None, columns
     slots = native.dense(slots, torch.int64)
     y = torch.empty(x.shape, dtype=x.dtype)
     args = _arguments(x, weight, bias, cu_seqlens, columns, columns, y, slots)
-    native.function("conv_forward", "p")(ctypes.addressof(args))
+    native.call("conv_forward", args)
     return y
 
 
@@ -71,7 +71,8 @@ def _ready(
         raise ValueError(
             f"d_conv={weight.shape[1]}: the native kernel takes at most {MAX_TAPS}; PLAIT_OPS=causal_conv1d=lagged"
         )
-    weight, bias = native.dense(weight, torch.float32), None if bias is None else native.dense(bias, torch.float32)
+    kind = weight.dtype if weight.dtype in (torch.float32, torch.bfloat16) else torch.float32
+    weight, bias = native.dense(weight, kind), None if bias is None else native.dense(bias, kind)
     columns = None if initial_columns is None else native.dense(initial_columns, x.dtype)
     return native.rows(x, x.dtype), weight, bias, native.dense(cu_seqlens, torch.int32), columns
 
@@ -86,7 +87,7 @@ def _arguments(
     y: Tensor,
     slots: Tensor | None,
 ) -> ConvArgs:
-    types = native.TYPES[x.dtype], native.TYPES[columns_out.dtype]
+    types = native.TYPES[x.dtype], native.TYPES[columns_out.dtype], native.TYPES[weight.dtype]
     numbers = (
         len(cu_seqlens) - 1,
         *weight.shape,
@@ -96,7 +97,8 @@ def _arguments(
         x.stride(0),
         y.stride(0),
     )
-    return ConvArgs(*numbers, *map(native.pointer, (x, weight, bias, cu_seqlens, columns_in, columns_out, y, slots)))
+    pointers = map(native.pointer, (x, weight, bias, cu_seqlens, columns_in, columns_out, y, slots))
+    return ConvArgs(*numbers, *pointers, len(columns_out))
 
 
 def _forward(
@@ -105,7 +107,7 @@ def _forward(
     y = torch.empty(x.shape, dtype=x.dtype)
     final_columns = torch.empty(len(cu_seqlens) - 1, weight.shape[0], weight.shape[1] - 1, dtype=x.dtype)
     args = _arguments(x, weight, bias, cu_seqlens, columns, final_columns, y, None)
-    native.function("conv_forward", "p")(ctypes.addressof(args))
+    native.call("conv_forward", args)
     return y, final_columns
 
 
@@ -122,12 +124,12 @@ def _backward(
     gx = torch.empty(x.shape, dtype=x.dtype)
     g_initial = None if columns is None else torch.empty_like(columns)
     channels, taps = weight.shape
-    g_weight, g_bias = torch.empty_like(weight), torch.empty(channels)
+    g_weight, g_bias = torch.empty(channels, taps), torch.empty(channels)
     sums = torch.empty(len(cu_seqlens) - 1, channels, taps + 1)
     args = _arguments(x, weight, bias, cu_seqlens, columns, g_columns, gx, None)
     args.gy_stride = gy.stride(0)
     args.point(
         gy=gy, g_columns_out=g_columns, gx=gx, g_columns_in=g_initial, g_weight=g_weight, g_bias=g_bias, sums=sums
     )
-    native.function("conv_backward", "p")(ctypes.addressof(args))
+    native.call("conv_backward", args)
     return gx, g_weight, None if bias is None else g_bias, None, g_initial

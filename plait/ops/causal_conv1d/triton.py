@@ -2,16 +2,19 @@
 
 Legend of the kernels
 
-    T  tokens of a tile, STEP of them at a time  BD  channels of a program  K    taps
-    r  token inside a step [STEP]                d   channel [BD]           lag  K - 1 - tap, 0 on the current token
+    T  tokens of a tile, UNROLL of them at a time   BD  channels of a program   K    taps
+    d  channel [BD], 16 bytes of them a lane        at  token in its sequence   lag  K - 1 - tap, 0 on the current token
 
-A tile lies in one sequence: tile j of sequence s is row cu_seqlens[s] // T + s + j, so nobody has to know the lengths
-on the host. The K shifted copies of a tile overlap, and all but the first come from the L1 cache.
+A program walks its channels through a tile token by token, with the last K - 1 inputs (and in the backward the
+gradients before the activation) in registers, so that each is loaded once and computed once. A tile lies in one
+sequence: tile j of sequence s is row cu_seqlens[s] // T + s + j, so nobody has to know the lengths on the host.
 
 Floor: x read once and the output written once (the backward: x and dout read, dx written).
 """
 
-from contextlib import AbstractContextManager, nullcontext
+# mypy: disable-error-code="unreachable"
+# (tuples that grow in a loop unrolled at compile time are empty to mypy)
+
 from typing import Any
 
 import torch
@@ -19,8 +22,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHANNELS, TILE, STEP, WARPS = 128, 64, 16, 4
-BACKWARD_CHANNELS, BACKWARD_TILE, BACKWARD_STEP, BACKWARD_WARPS = 128, 64, 8, 4
+from plait.ops.launch import on_device_of, overlaps, speaks_ptx
+
+CHANNELS, UNROLL = 256, 16
+BACKWARD_CHANNELS, BACKWARD_UNROLL = 512, 4
+WARPS = 2
+SHORT, LONG = 64, 256  # tokens of a tile: of few tokens, so that all multiprocessors have work, and of many
 
 
 @triton.jit
@@ -37,26 +44,6 @@ def find_sequence(bounds_ptr, n_seqs, row, T, lead):
 
 
 @triton.jit
-def inputs_at(
-    tile_ptr, columns_ptr, r, d, in_d, age, length, x_stride, channels, K: tl.constexpr, HAS_INITIAL: tl.constexpr
-):  # fmt: skip
-    """x at rows r [T] from a tile's first token, fp32; the tile begins `age` tokens into a sequence of `length`.
-
-    Before the sequence the carried columns, past its end zero. Columns are token-major here: in the layout of x, adding
-    them costs no conversion, and only a tile at the start does.
-    """
-    at = age + r
-    live = ((at >= 0) & (at < length))[:, None] & in_d[None, :]
-    x = tl.load(tile_ptr + r[:, None] * x_stride + d[None, :], live, 0.0).to(tl.float32)
-    if HAS_INITIAL:  # noqa: SIM102  known at compile time, unlike age
-        if age < K - 1:
-            column = K - 1 + at
-            early = ((at < 0) & (column >= 0))[:, None] & in_d[None, :]
-            x += tl.load(columns_ptr + column[:, None] * channels + d[None, :], early, 0.0).to(tl.float32)
-    return x
-
-
-@triton.jit
 def parameters(weight_ptr, bias_ptr, d, in_d, K: tl.constexpr, BD: tl.constexpr, HAS_BIAS: tl.constexpr):
     """Weights by lag, and the bias, [BD] fp32."""
     weights = ()
@@ -69,53 +56,91 @@ def parameters(weight_ptr, bias_ptr, d, in_d, K: tl.constexpr, BD: tl.constexpr,
 
 
 @triton.jit
+def input_at(
+    x_ptr, columns_ptr, at, length, x_stride, channels, d, in_d, K: tl.constexpr, HAS_INITIAL: tl.constexpr
+):  # fmt: skip
+    """x [BD] at token `at` of a sequence that x_ptr begins, fp32: before it the carried columns, past its end zero."""
+    x = tl.load(x_ptr + at.to(tl.int64) * x_stride + d, in_d & (at >= 0) & (at < length), 0.0).to(tl.float32)
+    if HAS_INITIAL:  # noqa: SIM102  known at compile time, unlike at
+        if at < 0:
+            x += tl.load(columns_ptr + (K - 1 + at) * channels + d, in_d & (at >= 1 - K), 0.0).to(tl.float32)
+    return x
+
+
+@triton.jit
+def sigmoid(x, PTX: tl.constexpr):
+    """1 / (1 + e^-x); with the approximate reciprocal, where an exact division is a third of all instructions."""
+    e = tl.exp2(x * -1.4426950408889634)
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + e], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return 1.0 / (1.0 + e)
+
+
+@triton.jit
+def weighted(window, weights, bias, K: tl.constexpr):
+    """bias + sum over lags of weights[lag] window[lag]."""
+    total = bias
+    for lag in tl.static_range(K):
+        total += weights[lag] * window[lag]
+    return total
+
+
+@triton.jit
+def shifted(window, newest, K: tl.constexpr):
+    """The window one token later, newest first."""
+    moved = (newest,)
+    for lag in tl.static_range(K - 1):
+        moved = moved + (window[lag],)
+    return moved
+
+
+@triton.jit
 def forward_kernel(
     x_ptr, weight_ptr, bias_ptr, bounds_ptr, columns_ptr, out_ptr, final_ptr, x_stride, channels, n_seqs,
-    K: tl.constexpr, T: tl.constexpr, STEP: tl.constexpr, BD: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_INITIAL: tl.constexpr,
+    K: tl.constexpr, T: tl.constexpr, UNROLL: tl.constexpr, BD: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """STEP tokens at a time."""
-    row, d = tl.program_id(0), tl.program_id(1) * BD + tl.arange(0, BD)
+    row, d = tl.program_id(1), tl.program_id(0) * BD + tl.arange(0, BD)
     in_d = d < channels
     seq = find_sequence(bounds_ptr, n_seqs, row, T, 0)
     start, stop = tl.load(bounds_ptr + seq).to(tl.int64), tl.load(bounds_ptr + seq + 1).to(tl.int64)
     age, length = ((row - start // T - seq) * T).to(tl.int32), (stop - start).to(tl.int32)
-    r = tl.arange(0, STEP)
+    x_ptr += start * x_stride
+    out_ptr += start * channels
     if HAS_INITIAL:
         columns_ptr += seq.to(tl.int64) * channels * (K - 1)
     weights, bias = parameters(weight_ptr, bias_ptr, d, in_d, K, BD, HAS_BIAS)
-    for first in range(age, tl.minimum(age + T, length), STEP):
-        total = tl.zeros([STEP, BD], tl.float32) + bias[None, :]
-        tile_ptr = x_ptr + (start + first) * x_stride
-        for lag in tl.static_range(K):
-            x = inputs_at(tile_ptr, columns_ptr, r - lag, d, in_d, first, length, x_stride, channels, K, HAS_INITIAL)
-            total += weights[lag][None, :] * x
-        out = out_ptr + (start + first) * channels + r[:, None] * channels + d[None, :]
-        tl.store(out, total * tl.sigmoid(total), (first + r < length)[:, None] & in_d[None, :])
+    window = ()
+    for lag in tl.static_range(K):
+        window = window + (
+            input_at(x_ptr, columns_ptr, age - 1 - lag, length, x_stride, channels, d, in_d, K, HAS_INITIAL),
+        )
+    for done in range(0, tl.minimum(length - age, T), UNROLL):
+        xs = ()
+        for i in tl.static_range(UNROLL):
+            at = (age + (done + i)).to(tl.int64)
+            xs = xs + (tl.load(x_ptr + at * x_stride + d, in_d & (at < length), 0.0),)
+        for i in tl.static_range(UNROLL):
+            window = shifted(window, xs[i].to(tl.float32), K)
+            total = weighted(window, weights, bias, K)
+            at = (age + (done + i)).to(tl.int64)
+            tl.store(out_ptr + at * channels + d, total * sigmoid(total, PTX), in_d & (at < length))
     if (age + T >= length) & (age <= tl.maximum(length - 1, 0)):  # the last tile, or the one place of an empty sequence
         final_ptr += seq.to(tl.int64) * channels * (K - 1)
         for column in tl.static_range(K - 1):
-            r_last = tl.full([1], column - (K - 1), tl.int32)
-            last = inputs_at(
-                x_ptr + stop * x_stride,
-                columns_ptr,
-                r_last,
-                d,
-                in_d,
-                length,
-                length,
-                x_stride,
-                channels,
-                K,
-                HAS_INITIAL,
+            last = input_at(
+                x_ptr, columns_ptr, length + (column + 1 - K), length, x_stride, channels, d, in_d, K, HAS_INITIAL
             )
-            tl.store(final_ptr + column * channels + d[None, :], last, in_d[None, :])
+            tl.store(final_ptr + column * channels + d, last, in_d)
 
 
 @triton.jit
-def silu_slope(total):
+def silu_slope(total, PTX: tl.constexpr):
     """d silu(total) / d total."""
-    s = tl.sigmoid(total)
+    s = sigmoid(total, PTX)
     return s * (1.0 + total * (1.0 - s))
 
 
@@ -123,76 +148,81 @@ def silu_slope(total):
 def backward_kernel(
     x_ptr, weight_ptr, bias_ptr, bounds_ptr, columns_ptr, dout_ptr, dfinal_ptr, dx_ptr, dcolumns_ptr, partials_ptr,
     x_stride, dout_stride, channels, n_seqs,
-    K: tl.constexpr, T: tl.constexpr, STEP: tl.constexpr, BD: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_INITIAL: tl.constexpr,
+    K: tl.constexpr, T: tl.constexpr, UNROLL: tl.constexpr, BD: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """dx_t = sum_lag w_lag p_{t + lag}, p the gradient before the activation, recomputed: only the inputs are saved.
 
-    A sequence's tiles begin at its carried columns, K - 1 tokens before its start. Weight and bias gradients are
-    partial sums, one [K + 1, channels] a program, added up in a fixed order afterwards.
+    A sequence's tiles begin at its carried columns, K - 1 tokens before its start, and dx comes K - 1 tokens after p.
+    Weight and bias gradients are partial sums, one [K + 1, channels] a program, added up in a fixed order afterwards.
     """
-    row, d = tl.program_id(0), tl.program_id(1) * BD + tl.arange(0, BD)
+    row, d = tl.program_id(1), tl.program_id(0) * BD + tl.arange(0, BD)
     in_d = d < channels
     seq = find_sequence(bounds_ptr, n_seqs, row, T, K - 1)
     start, stop = tl.load(bounds_ptr + seq).to(tl.int64), tl.load(bounds_ptr + seq + 1).to(tl.int64)
     tile = (row - (start + seq * (K - 1)) // T - seq).to(tl.int32)
     begin, length = tile * T - (K - 1), (stop - start).to(tl.int32)
-    r = tl.arange(0, STEP)
+    end = tl.minimum(begin + T, length)  # of the tokens whose dx is this program's
+    x_ptr += start * x_stride
+    dout_ptr += start * dout_stride
+    dx_ptr += start * channels
     if HAS_INITIAL:
         columns_ptr += seq.to(tl.int64) * channels * (K - 1)
         dcolumns_ptr += seq.to(tl.int64) * channels * (K - 1)
     dfinal_ptr += seq.to(tl.int64) * channels * (K - 1)
     weights, bias = parameters(weight_ptr, bias_ptr, d, in_d, K, BD, HAS_BIAS)
-    sums = ()  # of the weight gradients by lag, then of the bias gradient
-    for _ in tl.static_range(K + 1):
-        sums = sums + (tl.zeros([STEP, BD], tl.float32),)
+    sums, window, ps = (), (), ()  # sums: of the weight gradients by lag, then of the bias gradient
+    for lag in tl.static_range(K):
+        window = window + (
+            input_at(x_ptr, columns_ptr, begin - 1 - lag, length, x_stride, channels, d, in_d, K, HAS_INITIAL),
+        )
+        ps = ps + (tl.zeros([BD], tl.float32),)
+        sums = sums + (tl.zeros([BD], tl.float32),)
+    sums = sums + (tl.zeros([BD], tl.float32),)
 
-    for age in range(begin, tl.minimum(begin + T, length), STEP):
-        at = age + r
-        xs = ()
-        tile_ptr = x_ptr + (start + age) * x_stride
-        for offset in tl.static_range(2 * K - 1):  # x from K - 1 tokens back to K - 1 ahead
-            ahead = r + (offset - K + 1)
-            xs = xs + (
-                inputs_at(tile_ptr, columns_ptr, ahead, d, in_d, age, length, x_stride, channels, K, HAS_INITIAL),
-            )
-        dx = tl.zeros([STEP, BD], tl.float32)
-        for ahead in tl.static_range(K):
-            total = tl.zeros([STEP, BD], tl.float32) + bias[None, :]
+    for done in range(0, tl.where(begin < length, end - begin + K - 1, 0), UNROLL):
+        xs, douts = (), ()
+        for i in tl.static_range(UNROLL):
+            at = begin + (done + i)
+            xs = xs + (input_at(x_ptr, columns_ptr, at, length, x_stride, channels, d, in_d, K, HAS_INITIAL),)
+            live = in_d & (at >= 0) & (at < length)
+            douts = douts + (tl.load(dout_ptr + at.to(tl.int64) * dout_stride + d, live, 0.0),)
+        for i in tl.static_range(UNROLL):
+            at = begin + (done + i)
+            window = shifted(window, xs[i], K)
+            p = douts[i].to(tl.float32) * silu_slope(weighted(window, weights, bias, K), PTX)
+            ps = shifted(ps, p, K)
+            own = tl.where(at < end, p, 0.0)
+            added = ()
             for lag in tl.static_range(K):
-                total += weights[lag][None, :] * xs[ahead - lag + K - 1]
-            live = ((at + ahead >= 0) & (at + ahead < length))[:, None] & in_d[None, :]
-            dout_at = dout_ptr + (start + age) * dout_stride + (r + ahead)[:, None] * dout_stride + d[None, :]
-            p = tl.load(dout_at, live, 0.0).to(tl.float32) * silu_slope(total)
-            dx += weights[ahead][None, :] * p
-            if ahead == 0:
-                added = ()
-                for lag in tl.static_range(K):
-                    added = added + (sums[lag] + p * xs[K - 1 - lag],)
-                sums = added + (sums[K] + p,)
-        if age + STEP > length - (K - 1):  # some of these tokens went into the final columns
-            column = at - (length - (K - 1))
-            kept = ((column >= 0) & (at < length))[:, None] & in_d[None, :]
-            dx += tl.load(dfinal_ptr + column[:, None] * channels + d[None, :], kept, 0.0).to(tl.float32)
-        own = ((at >= 0) & (at < length))[:, None] & in_d[None, :]
-        tl.store(dx_ptr + (start + age) * channels + r[:, None] * channels + d[None, :], dx, own)
-        if HAS_INITIAL:  # noqa: SIM102
-            if age < 0:
-                column = at + K - 1
-                before = (at < 0)[:, None] & in_d[None, :]
-                tl.store(dcolumns_ptr + column[:, None] * channels + d[None, :], dx, before)
+                added = added + (sums[lag] + own * window[lag],)
+            sums = added + (sums[K] + own,)
+            token = at - (K - 1)
+            dx = tl.zeros([BD], tl.float32)
+            for lag in tl.static_range(K):
+                dx += weights[lag] * ps[K - 1 - lag]
+            if token > length - K:  # this token went into the final columns
+                column = token - (length - (K - 1))
+                dx += tl.load(dfinal_ptr + column * channels + d, in_d & (token < length), 0.0).to(tl.float32)
+            mine = (token >= begin) & (token < end)
+            tl.store(dx_ptr + token.to(tl.int64) * channels + d, dx, in_d & mine & (token >= 0))
+            if HAS_INITIAL:
+                tl.store(dcolumns_ptr + (token + K - 1) * channels + d, dx, in_d & mine & (token < 0))
 
     partials_ptr += row.to(tl.int64) * (K + 1) * channels
     for lag in tl.static_range(K):
-        tl.store(partials_ptr + (K - 1 - lag) * channels + d, tl.sum(sums[lag], axis=0), in_d)
-    tl.store(partials_ptr + K * channels + d, tl.sum(sums[K], axis=0), in_d)
+        tl.store(partials_ptr + (K - 1 - lag) * channels + d, sums[lag], in_d)
+    tl.store(partials_ptr + K * channels + d, sums[K], in_d)
 
 
 @triton.jit
 def update_kernel(
     x_ptr, weight_ptr, bias_ptr, columns_ptr, slots_ptr, out_ptr, x_stride, channels,
-    K: tl.constexpr, BD: tl.constexpr, HAS_BIAS: tl.constexpr,
+    K: tl.constexpr, BD: tl.constexpr, HAS_BIAS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     seq, d = tl.program_id(0), tl.program_id(1) * BD + tl.arange(0, BD)
     in_d = d < channels
     columns_ptr += (tl.load(slots_ptr + seq).to(tl.int64) * channels + d) * (K - 1)
@@ -220,10 +250,12 @@ def causal_conv1d_update(x: Tensor, weight: Tensor, bias: Tensor | None, columns
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     n_seqs, channels = x.shape
     BD = 512 if n_seqs * channels > 1 << 16 else 128  # a single sequence needs more programs
-    with _on_device_of(x):
+    overlap = overlaps(x)
+    with on_device_of(x):
         update_kernel[(n_seqs, triton.cdiv(channels, BD))](
             x, weight.contiguous(), bias, columns, slots, out, x.stride(0), channels,
-            K=weight.shape[1], BD=BD, HAS_BIAS=bias is not None, num_warps=BD // 128,
+            K=weight.shape[1], BD=BD, HAS_BIAS=bias is not None, OVERLAP=overlap, num_warps=BD // 128,
+            **({"launch_pdl": True} if overlap else {}),
         )  # fmt: skip
     return out
 
@@ -237,14 +269,14 @@ def _conv(
     initial_columns: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     (tokens, channels), K, n_seqs = x.shape, weight.shape[1], cu_seqlens.shape[0] - 1
-    x = _rows(x)
+    x, tile = _rows(x), _tile(tokens)
     out, final = x.new_empty(tokens, channels), x.new_empty(n_seqs, K - 1, channels)
-    with _on_device_of(x):
-        forward_kernel[(tokens // TILE + n_seqs, triton.cdiv(channels, CHANNELS))](
+    with on_device_of(x):
+        forward_kernel[(triton.cdiv(channels, CHANNELS), tokens // tile + n_seqs)](
             x, weight.contiguous(), bias, cu_seqlens, _token_major(initial_columns), out, final, x.stride(0), channels,
             n_seqs,
-            K=K, T=TILE, STEP=STEP, BD=CHANNELS, HAS_BIAS=bias is not None, HAS_INITIAL=initial_columns is not None,
-            num_warps=WARPS,
+            K=K, T=tile, UNROLL=UNROLL, BD=CHANNELS, HAS_BIAS=bias is not None, HAS_INITIAL=initial_columns is not None,
+            PTX=speaks_ptx(x), num_warps=WARPS,
         )  # fmt: skip
     return out, final.transpose(1, 2).contiguous()
 
@@ -261,18 +293,18 @@ def _conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, weight, bias and initial_columns; an empty tensor for one that was not given."""
     (tokens, channels), K, n_seqs = x.shape, weight.shape[1], cu_seqlens.shape[0] - 1
-    x, dout = _rows(x), _rows(dout)
+    x, dout, tile = _rows(x), _rows(dout), _tile(tokens)
     dx = x.new_empty(tokens, channels)
     dcolumns = x.new_empty(n_seqs, K - 1, channels) if initial_columns is not None else None
-    n_rows = (tokens + n_seqs * (K - 1)) // BACKWARD_TILE + n_seqs
+    n_rows = (tokens + n_seqs * (K - 1)) // tile + n_seqs
     partials = x.new_empty(n_rows, K + 1, channels, dtype=torch.float32)
-    with _on_device_of(x):
-        backward_kernel[(n_rows, triton.cdiv(channels, BACKWARD_CHANNELS))](
+    with on_device_of(x):
+        backward_kernel[(triton.cdiv(channels, BACKWARD_CHANNELS), n_rows)](
             x, weight.contiguous(), bias, cu_seqlens, _token_major(initial_columns), dout, _token_major(dfinal), dx,
             dcolumns,
             partials, x.stride(0), dout.stride(0), channels, n_seqs,
-            K=K, T=BACKWARD_TILE, STEP=BACKWARD_STEP, BD=BACKWARD_CHANNELS, HAS_BIAS=bias is not None,
-            HAS_INITIAL=initial_columns is not None, num_warps=BACKWARD_WARPS,
+            K=K, T=tile, UNROLL=BACKWARD_UNROLL, BD=BACKWARD_CHANNELS, HAS_BIAS=bias is not None,
+            HAS_INITIAL=initial_columns is not None, PTX=speaks_ptx(x), num_warps=WARPS,
         )  # fmt: skip
     sums = partials.sum(0)
     dbias = x.new_empty(0) if bias is None else sums[K].to(bias.dtype, copy=True)
@@ -304,6 +336,10 @@ def _differentiate(ctx: Any, dout: Tensor | None, dfinal: Tensor | None) -> tupl
 _conv.register_autograd(_differentiate, setup_context=_remember)
 
 
+def _tile(tokens: int) -> int:
+    return SHORT if tokens <= 4096 else LONG
+
+
 def _rows(t: Tensor) -> Tensor:
     """Rows may be strided (a slice of a projection's output); what is in a row lies together."""
     return t if t.stride(-1) == 1 else t.contiguous()
@@ -312,7 +348,3 @@ def _rows(t: Tensor) -> Tensor:
 def _token_major(columns: Tensor | None) -> Tensor | None:
     """[n_seqs, channels, d_conv - 1] -> [n_seqs, d_conv - 1, channels]."""
     return None if columns is None else columns.transpose(1, 2).contiguous()
-
-
-def _on_device_of(t: Tensor) -> AbstractContextManager[None]:
-    return torch.cuda.device(t.device) if t.is_cuda else nullcontext()

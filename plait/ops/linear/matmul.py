@@ -2,6 +2,7 @@
 the scale multiplies the result.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,3 +11,8 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     if scale is None:
         return F.linear(x, weight)
     return (F.linear(x, weight.to(x.dtype)) * scale).to(x.dtype)
+
+
+def look_up(ids: Tensor, table: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    rows = F.embedding(ids, table)
+    return rows.to(dtype) if scale is None else (rows.float() * scale[ids][..., None]).to(dtype)

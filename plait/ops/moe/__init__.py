@@ -46,6 +46,7 @@ def _why_not_gluon(probe: Tensor) -> str | None:
 
 ROUTE_IMPLEMENTATIONS = {
     "triton": Implementation(lazily("plait.ops.moe.triton", "route"), _why_not_triton_route),
+    "native": Implementation(native.route, native.why_not_route),
     "reference": Implementation(reference.route, anywhere),
 }
 IMPLEMENTATIONS = {
@@ -64,6 +65,11 @@ SWIGLU_IMPLEMENTATIONS = {
     "native": Implementation(native.swiglu, native.why_not),
     **{name: Implementation(grouped.swiglu, anywhere) for name in ("triton", "grouped", "reference")},
 }
+# Not within the tolerance of the others: run only when named (PLAIT_OPS=moe=int8_activations).
+MOE_CHOICES = MOE_IMPLEMENTATIONS | {"int8_activations": Implementation(native.moe_int8_activations, native.why_not)}
+SWIGLU_CHOICES = SWIGLU_IMPLEMENTATIONS | {
+    "int8_activations": Implementation(native.swiglu_int8_activations, native.why_not)
+}
 PACKED_IMPLEMENTATIONS = {
     "gluon": Implementation(lazily("plait.ops.moe.gluon", "moe"), _why_not_gluon),
     "reference": Implementation(reference.packed_moe, anywhere),
@@ -76,7 +82,13 @@ def route(router_logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
     router_logits [tokens, n_experts] -> (weights fp32 [tokens, top_k], expert_ids int64 [tokens, top_k]).
     """
-    return pick("moe_route", ROUTE_IMPLEMENTATIONS, router_logits)(router_logits, top_k)
+    run = pick("moe_route", ROUTE_IMPLEMENTATIONS, router_logits)
+    if torch.compiler.is_compiling() and run is not reference.route:
+        from plait.ops.compiled import ROUTE
+
+        weights, expert_ids = ROUTE(router_logits, constant=top_k)
+        return weights, expert_ids
+    return run(router_logits, top_k)
 
 
 def expert_outputs(
@@ -93,7 +105,20 @@ def expert_outputs(
     x [tokens, d_model], expert_ids [tokens, top_k] -> [tokens, top_k, d_model], not yet weighted. Differentiable in x
     and in weights that are not int8.
     """
+    if torch.compiler.is_compiling():
+        from plait.ops.compiled import EXPERT_OUTPUTS
+
+        return EXPERT_OUTPUTS(x, expert_ids, gate_up, down, gate_up_scale, down_scale)[0]
+    x, gate_up, down = _autocast(x, gate_up, down)
     return pick("moe", IMPLEMENTATIONS, x)(x, expert_ids, gate_up, down, gate_up_scale, down_scale)
+
+
+def _autocast(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """Under torch.autocast, all in its type, as library products do by themselves: kernels take one type, or are slow."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return (x, *weights)
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return (x.to(dtype), *(w.to(dtype) if w.dtype == torch.float32 else w for w in weights))
 
 
 def combine(outputs: Tensor, weights: Tensor) -> Tensor:
@@ -116,6 +141,10 @@ def moe(
     gate_up and down as rows, or as `prepare` returned them. Where a gradient is wanted it takes those two steps.
     """
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weights, gate_up, down))
+    if torch.compiler.is_compiling() and not differentiable:
+        from plait.ops.compiled import MOE
+
+        return MOE(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale)[0]
     if packed.is_packed(gate_up):
         if differentiable:
             raise ValueError("packed weights have no gradient: call moe under torch.no_grad(), or with rows of weights")
@@ -124,7 +153,8 @@ def moe(
     if differentiable:
         scales = {"gate_up_scale": gate_up_scale, "down_scale": down_scale}
         return combine(expert_outputs(x, expert_ids, gate_up, down, **scales), weights)
-    return pick("moe", MOE_IMPLEMENTATIONS, x)(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale)
+    x, gate_up, down = _autocast(x, gate_up, down)
+    return pick("moe", MOE_CHOICES, x)(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale)
 
 
 def swiglu(
@@ -138,6 +168,10 @@ def swiglu(
     """The dense MLP: down(silu(gate(x)) * up(x)). x [tokens, d_model], gate_up [2 * d_ff, d_model], down [d_model,
     d_ff]; or both as `prepare` returned them.
     """
+    if torch.compiler.is_compiling() and not (x.is_cuda and gate_up_scale is None):
+        from plait.ops.compiled import SWIGLU
+
+        return SWIGLU(x, gate_up, down, gate_up_scale, down_scale)[0]
     if packed.is_packed(gate_up):
         if torch.is_grad_enabled() and x.requires_grad:
             raise ValueError("packed weights have no gradient: call swiglu under torch.no_grad(), or with rows")
@@ -145,7 +179,8 @@ def swiglu(
         assert down_scale is not None
         run = pick("moe", PACKED_IMPLEMENTATIONS, x)  # one expert, which every token chose
         return run(x, None, None, gate_up[None], down[None], gate_up_scale[None], down_scale[None])
-    return pick("moe", SWIGLU_IMPLEMENTATIONS, x)(x, gate_up, down, gate_up_scale, down_scale)
+    x, gate_up, down = _autocast(x, gate_up, down)
+    return pick("moe", SWIGLU_CHOICES, x)(x, gate_up, down, gate_up_scale, down_scale)
 
 
 def prepare(gate_up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,9 +15,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from plait.ops.launch import overlaps
+
 _X_FACTOR = tl.constexpr(2.0**96)
 _SCALE_FACTOR = tl.constexpr(2.0**37)
 _MASK = tl.constexpr(0x807F0000 - 2**32)  # sign, no exponent, seven bits
+
+
+@triton.jit
+def _unpacked(w):
+    """The four weights of each word as fp32 subnormals: m x 2^-133 each."""
+    turned = ((w >> 8) & 0x00FFFFFF) | (w << 24)
+    e0 = ((w << 16) & _MASK).to(tl.float32, bitcast=True)
+    e1 = (w & _MASK).to(tl.float32, bitcast=True)
+    e2 = ((w << 8) & _MASK).to(tl.float32, bitcast=True)
+    e3 = (turned & _MASK).to(tl.float32, bitcast=True)
+    return e0, e1, e2, e3
 
 
 @triton.jit
@@ -50,11 +63,7 @@ def _sixteen_rows(w_ptr, x_ptr, zero, ATOMS: tl.constexpr, TILE: tl.constexpr, W
         x = tl.load(x_ptr + (first + a) * 32 + pair, first + a + word * 0 < ATOMS, other=0)
         x0 = (x << 16).to(tl.float32, bitcast=True) * _X_FACTOR
         x1 = (x & -65536).to(tl.float32, bitcast=True) * _X_FACTOR
-        turned = ((w >> 8) & 0x00FFFFFF) | (w << 24)
-        e0 = ((w << 16) & _MASK).to(tl.float32, bitcast=True)
-        e1 = (w & _MASK).to(tl.float32, bitcast=True)
-        e2 = ((w << 8) & _MASK).to(tl.float32, bitcast=True)
-        e3 = (turned & _MASK).to(tl.float32, bitcast=True)
+        e0, e1, e2, e3 = _unpacked(w)
         low += tl.sum(e0 * x0 + e1 * x1, 4)
         high += tl.sum(e2 * x0 + e3 * x1, 4)
     both = tl.join(low, high)  # summed over warps at once, then over lanes
@@ -65,6 +74,8 @@ def _sixteen_rows(w_ptr, x_ptr, zero, ATOMS: tl.constexpr, TILE: tl.constexpr, W
 def _gate_up_kernel(x_ptr, w_ptr, scale_ptr, ids_ptr, h_ptr, D_FF: tl.constexpr, ATOMS: tl.constexpr,
                     ROUTED: tl.constexpr, TILE: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
     if OVERLAP:
+        if ROUTED:  # which weights to read is the result of the kernel before this one; the next one reads it too
+            tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     group = tl.program_id(0)  # 8 gate rows and their 8 up rows
     choice = tl.program_id(1)
@@ -74,7 +85,7 @@ def _gate_up_kernel(x_ptr, w_ptr, scale_ptr, ids_ptr, h_ptr, D_FF: tl.constexpr,
     scale = scale_ptr + expert * (2 * D_FF) + row
     gate_scale = tl.load(scale) * _SCALE_FACTOR
     up_scale = tl.load(scale + D_FF) * _SCALE_FACTOR
-    gate, up = _sixteen_rows(w, x_ptr, group >> 24, ATOMS, TILE, False)
+    gate, up = _sixteen_rows(w, x_ptr, group >> 24, ATOMS, TILE, OVERLAP and not ROUTED)
     gate *= gate_scale
     up *= up_scale
     tl.store(h_ptr + choice * D_FF + row, (gate * tl.sigmoid(gate) * up).to(h_ptr.dtype.element_ty))
@@ -83,6 +94,8 @@ def _gate_up_kernel(x_ptr, w_ptr, scale_ptr, ids_ptr, h_ptr, D_FF: tl.constexpr,
 @triton.jit
 def _down_kernel(h_ptr, w_ptr, scale_ptr, ids_ptr, weights_ptr, out_ptr, D_MODEL: tl.constexpr, ATOMS: tl.constexpr,
                  TOP_K: tl.constexpr, ROUTED: tl.constexpr, TILE: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
     group = tl.program_id(0)
     row = group * 16 + tl.arange(0, 8)
     total_low = tl.zeros([8], tl.float32)
@@ -138,13 +151,13 @@ def moe(
     h = torch.empty(top_k, d_ff, dtype=torch.bfloat16, device=x.device)
     out = torch.empty_like(x)
     ids, shares = (h, h) if weights is None or expert_ids is None else (expert_ids.contiguous(), weights.contiguous())
-    # The second kernel may start, and fetch its first weights, while the first one ends.
-    overlap = x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
+    # Each kernel may start, and the second one fetch its first weights, while the one before it ends.
+    overlap = overlaps(x)
     late = {"launch_pdl": True} if overlap else {}
     tile, warps = tiles.gate_up
     _gate_up_kernel[(d_ff // 8, top_k)](
         x.contiguous().view(torch.int32), gate_up.view(torch.int32), gate_up_scale, ids, h,
-        D_FF=d_ff, ATOMS=d_model // 64, ROUTED=routed, TILE=tile, OVERLAP=overlap, num_warps=warps,
+        D_FF=d_ff, ATOMS=d_model // 64, ROUTED=routed, TILE=tile, OVERLAP=overlap, num_warps=warps, **late,
     )  # fmt: skip
     tile, warps = tiles.down
     _down_kernel[(d_model // 16,)](

@@ -249,6 +249,7 @@ _GROWING = (  # up to how many rows an expert gets, and the shape
     (2, Shape(128, 8, 2, (9, 9), 1)),
     (8, Shape(256, 16, 2, (5, 4), 1)),
     (20, Shape(256, 32, 1, (9, 8), 1)),
+    (96, Shape(256, 128, 1, (6, 5), 1)),  # one block an expert: its neighbours have other weights
     (math.inf, Shape(256, 128, 1, (6, 5), 8)),
 )
 _GROWING_DENSE = (  # one expert has few tiles, so they are smaller

@@ -1,33 +1,23 @@
-"""SwiGLU experts of few tokens in one C call at the speed of memory (plait/native/src/linear.c); more tokens as in
-grouped.py, through the library's products.
+"""SwiGLU experts of few tokens in one C call at the speed of memory (plait/native/src/linear.c); of more tokens one
+expert after another, through the library's products (ops/linear/blocked.py).
 """
 
 from __future__ import annotations
-
-import ctypes
 
 import torch
 from torch import Tensor
 
 from plait import native
 from plait.native import why_not as why_not  # for IMPLEMENTATIONS
+from plait.ops.dispatch import outside_graphs
+from plait.ops.linear import blocked
 from plait.ops.linear.native import MAX_WIDTH
-from plait.ops.moe import grouped
+from plait.ops.moe import grouped, reference
 
 FEW_TOKENS = 8
 
-INTEGERS = (
-    "n_tokens",
-    "n_experts",
-    "top_k",
-    "d_model",
-    "d_ff",
-    "x_stride",
-    "x_type",
-    "weight_type",
-    "bits",
-    "n_threads",
-)
+INTEGERS = ("n_tokens", "n_experts", "top_k", "d_model", "d_ff", "x_stride", "x_type", "weight_type", "bits",
+            "n_threads")  # fmt: skip
 POINTERS = ("x", "expert_ids", "weights", "gate_up", "down", "gate_up_scale", "down_scale", "y")
 
 
@@ -37,56 +27,111 @@ class ExpertsArgs(native.Arguments):
     _fields_ = native.fields(INTEGERS, POINTERS)
 
 
-@torch.compiler.disable
+@outside_graphs
 def expert_outputs(
-    x: Tensor,
-    expert_ids: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
-    gate_up_scale: Tensor | None,
+    x: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor, gate_up_scale: Tensor | None,
     down_scale: Tensor | None,
-) -> Tensor:
-    if not _can_run(x, gate_up, down, gate_up_scale):
+) -> Tensor:  # fmt: skip
+    if not _can_run(x, gate_up, down, gate_up_scale, down_scale):
         return grouped.expert_outputs(x, expert_ids, gate_up, down, gate_up_scale, down_scale)
-    return _experts(x, None, expert_ids, gate_up, down, gate_up_scale, down_scale)
+    return _outputs(x, expert_ids, gate_up, down, gate_up_scale, down_scale, bits=24)
 
 
-@torch.compiler.disable
+@outside_graphs
 def moe(
     x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor, gate_up_scale: Tensor | None,
     down_scale: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    if not _can_run(x, gate_up, down, gate_up_scale):
-        return grouped.moe(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale)
-    return _experts(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale)
+    return _moe(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale, bits=24)
 
 
-@torch.compiler.disable
+@outside_graphs
 def swiglu(x: Tensor, gate_up: Tensor, down: Tensor, gate_up_scale: Tensor | None, down_scale: Tensor | None) -> Tensor:
     """The dense MLP: one expert, which every token chose."""
-    if x.dim() != 2 or not _can_run(x, gate_up, down, gate_up_scale):
+    return _swiglu(x, gate_up, down, gate_up_scale, down_scale, bits=24)
+
+
+@outside_graphs
+def moe_int8_activations(
+    x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor, gate_up_scale: Tensor | None,
+    down_scale: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Activations rounded to int8, one scale per token and product; as is the hidden one between the products."""
+    return _moe(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale, bits=8)
+
+
+@outside_graphs
+def swiglu_int8_activations(
+    x: Tensor, gate_up: Tensor, down: Tensor, gate_up_scale: Tensor | None, down_scale: Tensor | None
+) -> Tensor:
+    return _swiglu(x, gate_up, down, gate_up_scale, down_scale, bits=8)
+
+
+def _moe(
+    x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor, gate_up_scale: Tensor | None,
+    down_scale: Tensor | None, *, bits: int,
+) -> Tensor:  # fmt: skip
+    if not _can_run(x, gate_up, down, gate_up_scale, down_scale):
+        return grouped.moe(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale)
+    if len(x) <= FEW_TOKENS:
+        return _experts(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale, bits=bits)
+    outputs = _outputs(x, expert_ids, gate_up, down, gate_up_scale, down_scale, bits=bits)
+    return reference.combine(outputs, weights)
+
+
+def _swiglu(
+    x: Tensor, gate_up: Tensor, down: Tensor, gate_up_scale: Tensor | None, down_scale: Tensor | None, *, bits: int
+) -> Tensor:
+    if x.dim() != 2 or not _can_run(x, gate_up, down, gate_up_scale, down_scale):
         return grouped.swiglu(x, gate_up, down, gate_up_scale, down_scale)
-    return _experts(x, None, None, gate_up[None], down[None], gate_up_scale, down_scale)[:, 0]
+    if len(x) <= FEW_TOKENS:
+        return _experts(x, None, None, gate_up[None], down[None], gate_up_scale, down_scale, bits=bits)[:, 0]
+    return blocked.swiglu(x, gate_up, down, gate_up_scale, down_scale, round_activations=bits == 8)
 
 
-def _can_run(x: Tensor, gate_up: Tensor, down: Tensor, gate_up_scale: Tensor | None) -> bool:
-    """Few tokens, no gradient wanted, contiguous weights of a type the kernels know."""
-    if not 0 < x.shape[0] <= FEW_TOKENS or gate_up.dtype not in native.TYPES or gate_up.dtype != down.dtype:
+def _outputs(
+    x: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor, gate_up_scale: Tensor | None,
+    down_scale: Tensor | None, *, bits: int,
+) -> Tensor:  # fmt: skip
+    """Of each token and choice [tokens, top_k, d_model]: few tokens in one call, many sorted by their experts."""
+    if len(x) <= FEW_TOKENS:
+        return _experts(x, None, expert_ids, gate_up, down, gate_up_scale, down_scale, bits=bits)
+    tokens, top_k = expert_ids.shape
+    chosen, order = expert_ids.flatten().sort(stable=True)
+    counts = torch.bincount(chosen, minlength=len(down)).tolist()
+    y = torch.empty(tokens * top_k, x.shape[1], dtype=x.dtype)
+    rows, places = x[order // top_k].split(counts), order.split(counts)
+    for e, count in enumerate(counts):
+        if count:
+            scales = (None, None) if gate_up_scale is None or down_scale is None else (gate_up_scale[e], down_scale[e])
+            y[places[e]] = blocked.swiglu(rows[e], gate_up[e], down[e], *scales, round_activations=bits == 8)
+    return y.view(tokens, top_k, x.shape[1])
+
+
+def _can_run(x: Tensor, gate_up: Tensor, down: Tensor, gate_up_scale: Tensor | None, down_scale: Tensor | None) -> bool:
+    """No gradient wanted, contiguous weights of a type the kernels know, with scales if they are int8."""
+    if x.shape[0] == 0 or gate_up.dtype not in native.TYPES or gate_up.dtype != down.dtype:
         return False
     if gate_up.shape[-1] != x.shape[1] or down.shape[-2] != x.shape[1] or gate_up.shape[-2] != 2 * down.shape[-1]:
         return False
-    if (gate_up_scale is None) == (gate_up.dtype == torch.int8) or not (
-        gate_up.is_contiguous() and down.is_contiguous()
-    ):
+    if not (gate_up.is_contiguous() and down.is_contiguous()):
+        return False
+    if (gate_up.dtype == torch.int8) != _fit(gate_up_scale, down_scale):
         return False
     if gate_up.dtype == torch.int8 and max(gate_up.shape[-1], down.shape[-1]) > MAX_WIDTH:
+        return False
+    if gate_up.dtype != torch.int8 and len(x) > FEW_TOKENS and gate_up.dtype != x.dtype:
         return False
     return not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, gate_up, down)))
 
 
+def _fit(*scales: Tensor | None) -> bool:
+    return all(scale is not None and scale.dtype == torch.float32 and scale.is_contiguous() for scale in scales)
+
+
 def _experts(
     x: Tensor, weights: Tensor | None, expert_ids: Tensor | None, gate_up: Tensor, down: Tensor,
-    gate_up_scale: Tensor | None, down_scale: Tensor | None, *, bits: int = 24,
+    gate_up_scale: Tensor | None, down_scale: Tensor | None, *, bits: int,
 ) -> Tensor:  # fmt: skip
     """gate_up [n_experts, 2 * d_ff, d_model]. Weighted and summed over the choices if there are weights."""
     (n_tokens, d_model), (n_experts, _, d_ff) = x.shape, down.shape
@@ -94,12 +139,40 @@ def _experts(
     x = native.rows(x, x.dtype)
     expert_ids = None if expert_ids is None else native.dense(expert_ids, torch.int64)
     weights = None if weights is None else native.dense(weights, torch.float32)
-    scales = [None if scale is None else native.dense(scale, torch.float32) for scale in (gate_up_scale, down_scale)]
     y = torch.empty((n_tokens, d_model) if weights is not None else (n_tokens, top_k, d_model), dtype=x.dtype)
     types = (native.TYPES[x.dtype], native.TYPES[gate_up.dtype])
     args = ExpertsArgs(
         n_tokens, n_experts, top_k, d_model, d_ff, x.stride(0), *types, bits, torch.get_num_threads(),
-        *map(native.pointer, (x, expert_ids, weights, gate_up, down, *scales, y)),
+        *map(native.pointer, (x, expert_ids, weights, gate_up, down, gate_up_scale, down_scale, y)),
     )  # fmt: skip
-    native.function("experts", "p")(ctypes.addressof(args))
+    native.call("experts", args)
     return y
+
+
+MAX_EXPERTS = 512  # of src/route.c
+
+
+class RouteArgs(native.Arguments):
+    """route_args of src/route.c, in its order."""
+
+    _fields_ = native.fields(("n_tokens", "n_experts", "top_k", "stride", "type"), ("logits", "weights", "expert_ids"))
+
+
+def why_not_route(probe: Tensor) -> str | None:
+    if torch.is_grad_enabled() and probe.requires_grad:
+        return "has no gradient"
+    if probe.dim() and probe.shape[-1] > MAX_EXPERTS:
+        return f"takes at most {MAX_EXPERTS} experts"
+    return why_not(probe)
+
+
+@outside_graphs
+def route(router_logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Of experts equally probable the first is chosen first."""
+    logits = native.rows(router_logits, router_logits.dtype)
+    n_tokens, n_experts = logits.shape
+    weights, expert_ids = torch.empty(n_tokens, top_k), torch.empty(n_tokens, top_k, dtype=torch.int64)
+    args = RouteArgs(n_tokens, n_experts, top_k, logits.stride(0), native.TYPES[logits.dtype],
+                     logits.data_ptr(), weights.data_ptr(), expert_ids.data_ptr())  # fmt: skip
+    native.call("route", args)
+    return weights, expert_ids

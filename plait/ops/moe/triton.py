@@ -19,12 +19,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from plait.ops.launch import overlaps
+
 # ---- routing --------------------------------------------------------------------------------------------------------
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _route_kernel(logits_ptr, weights_ptr, ids_ptr, tokens, N_EXPERTS: tl.constexpr, TOP_K: tl.constexpr,
-                  E: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+                  E: tl.constexpr, ROWS: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     e = tl.arange(0, E)
     there = (token < tokens)[:, None] & (e < N_EXPERTS)[None, :]
@@ -46,9 +51,11 @@ def route(router_logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     weights = router_logits.new_empty(tokens, top_k, dtype=torch.float32)
     expert_ids = router_logits.new_empty(tokens, top_k, dtype=torch.int64)
     rows = 4 if tokens < 1024 else 32
+    overlap = overlaps(router_logits)
     _route_kernel[(triton.cdiv(tokens, rows),)](
         router_logits.contiguous(), weights, expert_ids, tokens,
-        N_EXPERTS=n_experts, TOP_K=top_k, E=triton.next_power_of_2(n_experts), ROWS=rows, num_warps=1,
+        N_EXPERTS=n_experts, TOP_K=top_k, E=triton.next_power_of_2(n_experts), ROWS=rows, OVERLAP=overlap,
+        num_warps=1, **({"launch_pdl": True} if overlap else {}),
     )  # fmt: skip
     return weights, expert_ids
 
@@ -261,8 +268,8 @@ def _gate_up_kernel(x_ptr, w_ptr, scale_ptr, h_ptr, entry_of_ptr, expert_of_ptr,
             inside = k < D_MODEL - first
             x = tl.load(x_at + first, (entry >= 0)[:, None] & inside[None, :], other=0.0)
             there = inside[:, None] & (n < D_FF)[None, :]
-            g = tl.load(gate_at + first, there, other=0)
-            u = tl.load(up_at + first, there, other=0)
+            g = tl.load(gate_at + first, there, other=0.0)
+            u = tl.load(up_at + first, there, other=0.0)
             gate = tl.dot(x, g.to(x.dtype), gate, input_precision="ieee")
             up = tl.dot(x, u.to(x.dtype), up, input_precision="ieee")
         if INT8:
@@ -296,7 +303,7 @@ def _down_kernel(h_ptr, w_ptr, scale_ptr, y_ptr, entry_of_ptr, expert_of_ptr, n_
         for first in range(0, D_FF, BK):
             inside = k < D_FF - first
             h = tl.load(h_at + first, inside[None, :], other=0.0)
-            w = tl.load(w_at + first, inside[:, None] & (n < D_MODEL)[None, :], other=0)
+            w = tl.load(w_at + first, inside[:, None] & (n < D_MODEL)[None, :], other=0.0)
             y = tl.dot(h, w.to(h.dtype), y, input_precision="ieee")
         if INT8:
             y *= tl.load(scale_ptr + expert * D_MODEL + n, n < D_MODEL, other=0.0)[None, :]

@@ -58,7 +58,7 @@ IMPLEMENTATIONS = {
 }
 ADD_IMPLEMENTATIONS = {
     "triton": Implementation(_triton_after_add, _why_not_triton),
-    "native": Implementation(_after_add(native.rms_norm), native.why_not),
+    "native": Implementation(native.add_rms_norm, native.why_not),
     "reference": Implementation(_after_add(reference.rms_norm), anywhere),
 }
 SECTIONS_IMPLEMENTATIONS = {
@@ -73,7 +73,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     x [..., d], weight [d]. The mean and the scaling are fp32, the result is cast to x.dtype before it meets the weight.
     """
-    return pick("rms_norm", IMPLEMENTATIONS, x)(x, weight, eps)
+    run = pick("rms_norm", IMPLEMENTATIONS, x)
+    if torch.compiler.is_compiling() and run is not _triton:
+        from plait.ops.compiled import RMS_NORM
+
+        return RMS_NORM(x, weight, constant=eps)[0]
+    return run(x, weight, eps)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -81,7 +86,13 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
     x and residual [..., d] of one dtype, in which the sum is rounded.
     """
-    return pick("rms_norm", ADD_IMPLEMENTATIONS, x)(x, residual, weight, eps)
+    run = pick("rms_norm", ADD_IMPLEMENTATIONS, x)
+    if torch.compiler.is_compiling() and run is not _triton_after_add:
+        from plait.ops.compiled import ADD_RMS_NORM
+
+        normed, added = ADD_RMS_NORM(x, residual, weight, constant=eps)
+        return normed, added
+    return run(x, residual, weight, eps)
 
 
 def rms_norm_sections(x: Tensor, weights: tuple[Tensor, ...], eps: float) -> tuple[Tensor, ...]:
@@ -89,4 +100,9 @@ def rms_norm_sections(x: Tensor, weights: tuple[Tensor, ...], eps: float) -> tup
 
     x [..., sum of widths]; weights: three. Returns a contiguous [..., width] for each.
     """
-    return pick("rms_norm", SECTIONS_IMPLEMENTATIONS, x)(x, weights, eps)
+    run = pick("rms_norm", SECTIONS_IMPLEMENTATIONS, x)
+    if torch.compiler.is_compiling() and run is not _triton_sections:
+        from plait.ops.compiled import RMS_NORM_SECTIONS
+
+        return tuple(RMS_NORM_SECTIONS(x, *weights, constant=eps))
+    return run(x, weights, eps)

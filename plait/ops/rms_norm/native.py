@@ -9,6 +9,7 @@ from torch import Tensor
 
 from plait import native
 from plait.native import why_not as why_not  # for IMPLEMENTATIONS
+from plait.ops.dispatch import outside_graphs
 from plait.ops.rms_norm import reference
 
 MAX_SUMS = 64  # of src/norm.c
@@ -22,17 +23,35 @@ class NormArgs(native.Arguments):
     _fields_ = [  # noqa: RUF012  ctypes wants a list
         *native.fields(INTEGERS, ("x", "weight", "y")),
         ("eps", ctypes.c_double),
-        *native.fields((), ("gy", "gx", "g_weight", "sums")),
+        *native.fields(("residual_stride",), ("residual", "sum", "gy", "gx", "g_weight", "sums")),
     ]
 
 
-@torch.compiler.disable
+@outside_graphs
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if weight.dtype not in (torch.float32, torch.bfloat16):
         return reference.rms_norm(x, weight, eps)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return RMSNorm.apply(x, weight, eps)
     return _forward(x, weight, eps)
+
+
+@outside_graphs
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Both in one pass where no gradient is wanted."""
+    fused = x.dtype == residual.dtype and x.shape == residual.shape and x.dim() == 2 and residual.stride(1) == 1
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, residual, weight))
+    if wanted or not fused or weight.dtype not in (torch.float32, torch.bfloat16):
+        added = x + residual
+        return rms_norm(added, weight, eps), added
+    y = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, weight.dtype))
+    added = torch.empty(x.shape, dtype=x.dtype)
+    args, flat = _arguments(x, weight, y.dtype, eps)
+    args.residual_stride = residual.stride(0)
+    args.point(y=y, residual=residual, sum=added)
+    native.call("norm_forward", args)
+    del flat
+    return y, added
 
 
 class RMSNorm(torch.autograd.Function):
@@ -62,7 +81,7 @@ def _forward(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     y = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, weight.dtype))
     args, flat = _arguments(x, weight, y.dtype, eps)
     args.y = y.data_ptr()
-    native.function("norm_forward", "p")(ctypes.addressof(args))
+    native.call("norm_forward", args)
     del flat  # alive until here: the kernel reads it
     return y
 
@@ -73,6 +92,6 @@ def _backward(gy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor
     g_weight, sums = torch.empty(x.shape[-1]), torch.empty(MAX_SUMS, x.shape[-1])
     args, flat = _arguments(x, weight, gy.dtype, eps)
     args.point(gy=gy, gx=gx, g_weight=g_weight, sums=sums)
-    native.function("norm_backward", "p")(ctypes.addressof(args))
+    native.call("norm_backward", args)
     del flat
     return gx, g_weight.to(weight.dtype)

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.ops.dispatch import Implementation, anywhere, pick, why_not_triton
-from plait.ops.selective_scan import chunked, native, reference
+from plait.ops.dispatch import Implementation, anywhere, constant_in_graphs, pick, why_not_triton
+from plait.ops.linear import linear
+from plait.ops.rms_norm import rms_norm_sections
+from plait.ops.selective_scan import chunked, cut, native, reference
 
 GLUON_VERSIONS = ("3.6.",)  # of Triton; Gluon changes between versions, and the kernels ran on these
 
@@ -30,7 +32,7 @@ def _why_not_gluon(probe: Tensor) -> str | None:
     return reason or ("the interpreter has no Gluon" if not probe.is_cuda else _why_not_on(probe.device))
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _why_not_on(device: torch.device) -> str | None:
     return _device_reason(device)
 
@@ -61,9 +63,36 @@ def _triton(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _triton_update(*arguments: Any) -> Tensor:
-    from plait.ops.selective_scan.triton import selective_scan_update as run
+    from plait.ops.selective_scan.triton_decode import selective_scan_update as run
 
     return run(*arguments)
+
+
+def _gluon_exporting(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from plait.ops.selective_scan.gluon import selective_scan_exporting as run
+
+    return run(*arguments)
+
+
+def _triton_exporting(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from plait.ops.selective_scan.triton import selective_scan_exporting as run
+
+    return run(*arguments)
+
+
+def _triton_step(u: Tensor, projected: Tensor, *arguments: Any) -> Tensor:
+    from plait.ops.selective_scan.triton_decode import FEW_SEQUENCES, selective_scan_step
+
+    return (selective_scan_step if u.shape[0] <= FEW_SEQUENCES else _in_steps)(u, projected, *arguments)
+
+
+def _in_steps(
+    u: Tensor, projected: Tensor, norms: tuple[Tensor, Tensor, Tensor], eps: float, dt_weight: Tensor, A: Tensor,
+    D: Tensor, z: Tensor, dt_bias: Tensor, states: Tensor, slots: Tensor,
+) -> Tensor:  # fmt: skip
+    low, B, C = rms_norm_sections(projected, norms, eps)
+    dt = linear(low, dt_weight)
+    return selective_scan_update(u, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, states=states, slots=slots)
 
 
 IMPLEMENTATIONS = {
@@ -79,6 +108,19 @@ UPDATE_IMPLEMENTATIONS = {
     "native": Implementation(native.selective_scan_update, native.why_not),
     "chunked": Implementation(reference.selective_scan_update, anywhere),
     "reference": Implementation(reference.selective_scan_update, anywhere),
+}
+EXPORTING_IMPLEMENTATIONS = {
+    "gluon": Implementation(_gluon_exporting, _why_not_gluon),
+    "triton": Implementation(_triton_exporting, _why_not_triton),
+    "native": Implementation(cut.exporting(native.selective_scan), native.why_not),
+    "chunked": Implementation(cut.exporting(chunked.selective_scan), anywhere),
+    "reference": Implementation(cut.exporting(reference.selective_scan), anywhere),
+}
+STEP_IMPLEMENTATIONS = {
+    "gluon": Implementation(_triton_step, _why_not_gluon),
+    "triton": Implementation(_triton_step, _why_not_triton),
+    **{name: Implementation(_in_steps, UPDATE_IMPLEMENTATIONS[name].why_not) for name in ("native", "chunked")},
+    "reference": Implementation(_in_steps, anywhere),
 }
 
 
@@ -103,6 +145,11 @@ def selective_scan(
     differentiable in every floating argument, through both results.
     """
     run = pick("selective_scan", IMPLEMENTATIONS, u)
+    if torch.compiler.is_compiling() and run is not _gluon and run is not _triton:
+        from plait.ops.compiled import SELECTIVE_SCAN
+
+        y, final = SELECTIVE_SCAN(u, dt, A, B, C, D, z, dt_bias, cu_seqlens, initial_state)
+        return y, final
     return run(u, dt, A, B, C, D, z, dt_bias, cu_seqlens, initial_state)
 
 
@@ -125,3 +172,52 @@ def selective_scan_update(
     """
     run = pick("selective_scan", UPDATE_IMPLEMENTATIONS, u)
     return run(u, dt, A, B, C, D, z, dt_bias, states, slots)
+
+
+def selective_scan_exporting(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor,
+    z: Tensor,
+    dt_bias: Tensor,
+    cu_seqlens: Tensor,
+    export_at: Tensor,
+    initial_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """selective_scan, and the state inside each sequence after export_at [n_seqs] of its tokens (0 to all of them):
+    what a prefix cache keeps, and what is left of a draft that was verified in part.
+
+    Returns (y, final_state, exported [n_seqs, d_inner, d_state] in fp32). For inference: raises ValueError where a
+    gradient is wanted.
+    """
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (u, dt, A, B, C, D, z, dt_bias)):
+        raise ValueError("selective_scan_exporting has no gradient: call it under torch.no_grad(), or selective_scan")
+    run = pick("selective_scan", EXPORTING_IMPLEMENTATIONS, u)
+    return run(u, dt, A, B, C, D, z, dt_bias, cu_seqlens, initial_state, export_at)
+
+
+def selective_scan_step(
+    u: Tensor,
+    projected: Tensor,
+    norms: tuple[Tensor, Tensor, Tensor],
+    eps: float,
+    dt_weight: Tensor,
+    A: Tensor,
+    *,
+    D: Tensor,
+    z: Tensor,
+    dt_bias: Tensor,
+    states: Tensor,
+    slots: Tensor,
+) -> Tensor:
+    """All of a decode step between x_proj and out_proj: norms of dt, B and C, projection of dt, selective_scan_update.
+
+    projected [n_seqs, dt_rank + 2 d_state], x_proj's output; norms: the weights of the three norms; dt_weight [d_inner,
+    dt_rank]; the rest as in selective_scan_update. Writes the new states back. No gradient.
+    """
+    run = pick("selective_scan", STEP_IMPLEMENTATIONS, u)
+    return run(u, projected, norms, eps, dt_weight, A, D, z, dt_bias, states, slots)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from plait.ops.selective_scan import gluon_backward, triton
 from plait.ops.selective_scan.gluon_forward import SAVED_TILE, forward
-from plait.ops.selective_scan.registration import register
+from plait.ops.selective_scan.registration import exporting, register
 
 
 def backward(
@@ -22,3 +22,4 @@ def backward(
 
 
 selective_scan = register("gluon", forward, backward, SAVED_TILE)
+selective_scan_exporting = exporting(forward)

@@ -92,9 +92,9 @@ def segment(bounds_ptr, n_seqs, row, CHUNK: gl.constexpr):
 @gluon.jit
 def scan_partition(
     dt_tiles, dtu_tiles, B_tiles, C_tiles, y_tiles, ready, done, A_ptr, initial_ptr, final_ptr, saved_states_ptr,
-    row, block, first_saved_row, begin, end, n_tiles, d_inner, d_state,
+    exported_ptr, row, seq, block, first_saved_row, begin, end, n_tiles, n_before, exports, d_inner, d_state,
     T: gl.constexpr, BD: gl.constexpr, N: gl.constexpr, HAS_INITIAL: gl.constexpr, SAVE_EVERY: gl.constexpr,
-    CHUNK: gl.constexpr,
+    CHUNK: gl.constexpr, EXPORT: gl.constexpr,
     STATES_ONLY: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     """Steps through each tile once its rows are ready, and leaves y in shared memory."""
@@ -120,6 +120,10 @@ def scan_partition(
     for i in range(n_tiles):
         buffer = i & 1
         mbarrier.wait(ready.index(buffer), (i >> 1) & 1)
+        if EXPORT:
+            gl.store(
+                exported_ptr + seq.to(gl.int64) * d_inner * d_state + of_h, h, in_h & (exports > 0) & (i == n_before)
+            )
         for k in range(T // 8):
             if SAVE_EVERY > 0:
                 t = i * T + k * 8  # a tile that starts past the end has no row
@@ -140,6 +144,10 @@ def scan_partition(
                 y_tiles.index(buffer * (T // 8) + k).store(eight)
         all_warps_meet()
         mbarrier.arrive(done.index(buffer), count=1)
+    if EXPORT:
+        gl.store(
+            exported_ptr + seq.to(gl.int64) * d_inner * d_state + of_h, h, in_h & (exports > 0) & (n_before == n_tiles)
+        )
     if STATES_ONLY or CHUNK == 0:
         gl.store(final_ptr + state_base + of_h, h, in_h)
 
@@ -163,11 +171,15 @@ def finish_tile(
 def tile_partition(
     dt_tiles, dtu_tiles, B_tiles, C_tiles, y_tiles, ready, done,
     u_ptr, dt_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, out_ptr, pre_gate_ptr, elapsed_ptr,
-    u_stride, dt_stride, B_stride, C_stride, z_stride, row, block, begin, end, n_tiles, d_inner, d_state,
-    T: gl.constexpr, BD: gl.constexpr, N: gl.constexpr, SAVE: gl.constexpr, STATES_ONLY: gl.constexpr,
-    WARPS: gl.constexpr,
+    u_stride, dt_stride, B_stride, C_stride, z_stride, row, block, begin, end, n_tiles, n_before, short, d_inner,
+    d_state,
+    T: gl.constexpr, BD: gl.constexpr, N: gl.constexpr, SAVE: gl.constexpr, EXPORT: gl.constexpr,
+    STATES_ONLY: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
-    """Fills buffer i, loads tile i + 1 into registers, finishes tile i - 1 while the scan warps are at i."""
+    """Fills buffer i, loads tile i + 1 into registers, finishes tile i - 1 while the scan warps are at i.
+
+    EXPORT: the last of the first n_before tiles is `short` tokens shorter than T.
+    """
     TILE: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BD, BD // 8], [WARPS, 1], [1, 0])
     BC: gl.constexpr = gl.BlockedLayout([1, 4], [128 // N, N // 4], [WARPS, 1], [1, 0])
     r, c = gl.arange(0, T, gl.SliceLayout(1, TILE)), block * BD + gl.arange(0, BD, gl.SliceLayout(0, TILE))
@@ -183,7 +195,10 @@ def tile_partition(
     of_dt, of_u = r[:, None] * dt_stride + c[None, :], r[:, None] * u_stride + c[None, :]
     of_z, of_out = r[:, None] * z_stride + c[None, :], r[:, None] * d_inner + c[None, :]
     of_B, of_C = r_bc[:, None] * B_stride + n_bc[None, :], r_bc[:, None] * C_stride + n_bc[None, :]
-    inside, inside_bc = (begin + r < end)[:, None] & in_c, (begin + r_bc < end)[:, None] & in_n
+    first_end = end
+    if EXPORT:
+        first_end = gl.minimum(end, begin + T - short) if n_before == 1 else end
+    inside, inside_bc = (begin + r < first_end)[:, None] & in_c, (begin + r_bc < first_end)[:, None] & in_n
     dt_raw = gl.load(dt_base + of_dt, inside, NEVER)
     u = gl.load(u_base + of_u, inside, 0.0)
     B = gl.load(B_base + of_B, inside_bc, 0.0)
@@ -198,7 +213,8 @@ def tile_partition(
                 mbarrier.wait(done.index(buffer), ((i - 2) >> 1) & 1)
         else:
             # u again, from the L2: kept over an iteration, it would spill.
-            earlier = (r >= 0)[:, None] & in_c & (i > 0)
+            rows_before = T - (i == n_before).to(gl.int32) * short if EXPORT else T
+            earlier = (r < rows_before)[:, None] & in_c & (i > 0)
             u_before, z_before = gl.load(u_again + of_u, earlier, 0.0), gl.load(z_base + of_z, earlier, 0.0)
         dt = softplus(dt_raw.to(gl.float32) + bias[None, :])
         if STATES_ONLY:
@@ -211,30 +227,35 @@ def tile_partition(
         all_warps_meet()
         mbarrier.arrive(ready.index(buffer), count=1)
 
-        t0 += T
-        dt_base += T * dt_stride
-        u_base += T * u_stride
-        B_base += T * B_stride
-        inside, inside_bc = (t0 + r < end)[:, None] & in_c, (t0 + r_bc < end)[:, None] & in_n
+        rows_now = T - (i + 1 == n_before).to(gl.int32) * short if EXPORT else T
+        next_end = end
+        if EXPORT:
+            next_end = gl.minimum(end, t0 + rows_now + T - short) if i + 2 == n_before else end
+        t0 += rows_now
+        dt_base += rows_now * dt_stride
+        u_base += rows_now * u_stride
+        B_base += rows_now * B_stride
+        inside, inside_bc = (t0 + r < next_end)[:, None] & in_c, (t0 + r_bc < next_end)[:, None] & in_n
         dt_raw = gl.load(dt_base + of_dt, inside, NEVER)
         u = gl.load(u_base + of_u, inside, 0.0)
         B = gl.load(B_base + of_B, inside_bc, 0.0)
         if not STATES_ONLY:
-            C_base += T * C_stride
+            C_base += rows_now * C_stride
             C = gl.load(C_base + of_C, inside_bc, 0.0)
             if i > 0:
                 finish_tile(
                     y_tiles, done, i - 1, u_before, z_before, skip, earlier, of_out, out_base, out_ptr, pre_gate_ptr,
                     T, BD, TILE, SAVE,
                 )  # fmt: skip
-                u_again += T * u_stride
-                z_base += T * z_stride
-                out_base += T * d_inner
+                u_again += rows_before * u_stride
+                z_base += rows_before * z_stride
+                out_base += rows_before * d_inner
     if STATES_ONLY:
         gl.store(elapsed_ptr + row.to(gl.int64) * d_inner + c, gl.sum(elapsed, axis=0), c < d_inner)
     else:
         if n_tiles > 0:
-            last = (t0 - T + r < end)[:, None] & in_c
+            rows_now = T - (n_tiles == n_before).to(gl.int32) * short if EXPORT else T
+            last = (t0 - rows_now + r < end)[:, None] & in_c
             u_before, z_before = gl.load(u_again + of_u, last, 0.0), gl.load(z_base + of_z, last, 0.0)
             finish_tile(
                 y_tiles, done, n_tiles - 1, u_before, z_before, skip, last, of_out, out_base, out_ptr, pre_gate_ptr, T,
@@ -244,11 +265,12 @@ def tile_partition(
 
 @gluon.jit
 def forward_kernel(
-    u_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, bounds_ptr, initial_ptr,
-    out_ptr, final_ptr, saved_states_ptr, pre_gate_ptr, elapsed_ptr,
+    u_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, bounds_ptr, initial_ptr, export_at_ptr,
+    out_ptr, final_ptr, saved_states_ptr, pre_gate_ptr, elapsed_ptr, exported_ptr,
     u_stride, dt_stride, B_stride, C_stride, z_stride, d_inner, d_state, n_seqs,
     T: gl.constexpr, BD: gl.constexpr, N: gl.constexpr, HAS_INITIAL: gl.constexpr, SAVE_EVERY: gl.constexpr,
-    CHUNK: gl.constexpr, STATES_ONLY: gl.constexpr, TILE_WARP_REGISTERS: gl.constexpr, num_warps: gl.constexpr,
+    CHUNK: gl.constexpr, EXPORT: gl.constexpr, STATES_ONLY: gl.constexpr, TILE_WARP_REGISTERS: gl.constexpr,
+    num_warps: gl.constexpr,
 ):  # fmt: skip
     PLANE: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
     dt_tiles = gl.allocate_shared_memory(gl.float32, [2, T, BD], PLANE)
@@ -266,20 +288,32 @@ def forward_kernel(
     row, block = gl.program_id(0) // n_blocks, gl.program_id(0) % n_blocks
     seq, begin, end, start = segment(bounds_ptr, n_seqs, row, CHUNK)
     n_tiles = gl.maximum(gl.cdiv(end - begin, T), 0).to(gl.int32)
+    n_before, short, exports = 0, 0, 0
+    if EXPORT:
+        n_before, short, exports = n_tiles * 0, n_tiles * 0, n_tiles * 0
+        cut = start + gl.load(export_at_ptr + seq).to(gl.int64)
+        stop = gl.load(bounds_ptr + seq + 1).to(gl.int64)
+        owns = (cut >= begin) & ((cut < end) | ((cut == stop) & (end == stop) & (begin < end)))
+        if owns:
+            exports += 1
+            n_before = gl.cdiv(cut - begin, T).to(gl.int32)
+            short = (begin + n_before * T - cut).to(gl.int32)
+            n_tiles = n_before + gl.cdiv(end - cut, T).to(gl.int32)
     first_saved_row = start // max(SAVE_EVERY, 1) + seq + (begin - start) // max(SAVE_EVERY, 1)
     gl.warp_specialize(
         [
             (scan_partition, (
                 dt_tiles, dtu_tiles, B_tiles, C_tiles, y_tiles, ready, done, A_ptr, initial_ptr, final_ptr,
-                saved_states_ptr,
-                row, block, first_saved_row, begin, end, n_tiles, d_inner, d_state,
-                T, BD, N, HAS_INITIAL, SAVE_EVERY, CHUNK, STATES_ONLY, num_warps,
+                saved_states_ptr, exported_ptr,
+                row, seq, block, first_saved_row, begin, end, n_tiles, n_before, exports, d_inner, d_state,
+                T, BD, N, HAS_INITIAL, SAVE_EVERY, CHUNK, EXPORT, STATES_ONLY, num_warps,
             )),
             (tile_partition, (
                 dt_tiles, dtu_tiles, B_tiles, C_tiles, y_tiles, ready, done,
                 u_ptr, dt_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, out_ptr, pre_gate_ptr, elapsed_ptr,
-                u_stride, dt_stride, B_stride, C_stride, z_stride, row, block, begin, end, n_tiles, d_inner, d_state,
-                T, BD, N, SAVE_EVERY > 0, STATES_ONLY, num_warps,
+                u_stride, dt_stride, B_stride, C_stride, z_stride, row, block, begin, end, n_tiles, n_before, short,
+                d_inner, d_state,
+                T, BD, N, SAVE_EVERY > 0, EXPORT, STATES_ONLY, num_warps,
             )),
         ],
         [num_warps],
@@ -314,9 +348,9 @@ def carry_kernel(
 
 def forward(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, cu_seqlens: Tensor,
-    initial_state: Tensor | None, save: bool,
+    initial_state: Tensor | None, save: bool, export_at: Tensor | None = None, exported: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """See registration.register."""
+    """See registration.register. Writes `exported`, if given, but for empty sequences."""
     (tokens, d_inner), d_state, n_seqs = u.shape, A.shape[1], cu_seqlens.shape[0] - 1
     N = max(16, triton.next_power_of_2(d_state))
     BD = 256 * WARPS // N
@@ -326,13 +360,13 @@ def forward(
 
     def scan(n_rows: int, initial: Tensor | None, ends: Tensor, elapsed: Tensor | None, chunk: int) -> None:
         forward_kernel[(triton.cdiv(d_inner, BD) * n_rows,)](
-            u, dt, A, B, C, D.contiguous(), z, dt_bias.contiguous(), cu_seqlens, initial,
-            y, ends, tile_states, pre_gate, elapsed,
+            u, dt, A, B, C, D.contiguous(), z, dt_bias.contiguous(), cu_seqlens, initial, export_at,
+            y, ends, tile_states, pre_gate, elapsed, exported,
             u.stride(0), dt.stride(0), B.stride(0), C.stride(0), z.stride(0), d_inner, d_state, n_seqs,
             T=FORWARD_TILE, BD=BD, N=N, HAS_INITIAL=initial is not None,
             SAVE_EVERY=SAVED_TILE if save and elapsed is None else 0,
-            CHUNK=chunk, STATES_ONLY=elapsed is not None, TILE_WARP_REGISTERS=TILE_WARP_REGISTERS,
-            num_warps=WARPS, maxnreg=AVERAGE_REGISTERS,
+            CHUNK=chunk, EXPORT=export_at is not None and elapsed is None, STATES_ONLY=elapsed is not None,
+            TILE_WARP_REGISTERS=TILE_WARP_REGISTERS, num_warps=WARPS, maxnreg=AVERAGE_REGISTERS,
         )  # fmt: skip
 
     with torch.cuda.device(u.device):

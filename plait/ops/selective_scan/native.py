@@ -7,7 +7,6 @@ the shapes decide.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterable
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from plait import native
 from plait.native import why_not as why_not  # for IMPLEMENTATIONS
+from plait.ops.dispatch import outside_graphs
 
 CHUNK, MAX_STATE, MAX_SUMS = 32, 256, 32  # of src/scan.h
 LANES = 16  # no level has wider vectors
@@ -48,7 +48,6 @@ POINTERS = (
     "state_in",
     "state_out",
     "slots",
-    "chunk_states",
 )
 BACKWARD_POINTERS = (
     "gy",
@@ -72,10 +71,10 @@ BACKWARD_POINTERS = (
 class ScanArgs(native.Arguments):
     """scan_args of src/scan.h, in its order."""
 
-    _fields_ = native.fields(INTEGERS, POINTERS, ("gy_stride",), BACKWARD_POINTERS)
+    _fields_ = native.fields(INTEGERS, POINTERS, ("n_slots",), ("chunk_states",), ("gy_stride",), BACKWARD_POINTERS)
 
 
-@torch.compiler.disable
+@outside_graphs
 def selective_scan(
     u: Tensor,
     dt: Tensor,
@@ -95,7 +94,7 @@ def selective_scan(
     return y, final_state
 
 
-@torch.compiler.disable
+@outside_graphs
 def selective_scan_update(
     u: Tensor,
     dt: Tensor,
@@ -119,7 +118,8 @@ def selective_scan_update(
     y = torch.empty(u.shape, dtype=u.dtype)
     args = _arguments(u, dt, A, B, C, D, z, dt_bias, each, y)
     args.point(state_in=states, state_out=states, slots=slots)
-    native.function("scan_forward", "p")(ctypes.addressof(args))
+    args.n_slots = len(states)
+    native.call("scan_forward", args)
     return y
 
 
@@ -211,7 +211,7 @@ def _forward(
     chunk_states = torch.empty(n_chunks, -(-d_inner // LANES) * LANES, d_state) if save else None
     args = _arguments(u, dt, A, B, C, D, z, dt_bias, cu_seqlens, y)
     args.point(state_in=initial_state, state_out=final_state, chunk_states=chunk_states)
-    native.function("scan_forward", "p")(ctypes.addressof(args))
+    native.call("scan_forward", args)
     return y, final_state, chunk_states
 
 
@@ -263,5 +263,5 @@ def _backward(
         sums_D=sums_D,
         sums_dt=sums_dt,
     )
-    native.function("scan_backward", "p")(ctypes.addressof(args))
+    native.call("scan_backward", args)
     return gu, gdt, gA, gB, gC, gD, gz, g_bias, None, g_initial

@@ -83,6 +83,21 @@ def register(
     return selective_scan
 
 
+def exporting(forward: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """From the same launcher, which with two more arguments also writes the states at export_at: no gradient."""
+
+    def run(
+        u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor,
+        cu_seqlens: Tensor, initial_state: Tensor | None, export_at: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        shape = (cu_seqlens.shape[0] - 1, *A.shape)
+        exported = u.new_zeros(shape, dtype=torch.float32) if initial_state is None else initial_state.float().clone()
+        y, final, *_ = forward(u, dt, A, B, C, D, z, dt_bias, cu_seqlens, initial_state, False, export_at, exported)
+        return y, final, exported
+
+    return run
+
+
 def empty_results(u: Tensor, A: Tensor, n_seqs: int, n_saved: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Room for y, final states, tile states and pre-gate y."""
     y = u.new_empty(u.shape)

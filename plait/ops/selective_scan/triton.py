@@ -18,23 +18,19 @@ Floor: d_inner * tokens * d_state exponentials (4.19e12 a second on an H100), fo
 
 from __future__ import annotations
 
-import os
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from plait.ops.selective_scan.registration import empty_results, register, saved_rows
+from plait.ops.launch import on_device_of, speaks_ptx
+from plait.ops.selective_scan.registration import empty_results, exporting, register, saved_rows
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 FORWARD_CHANNELS, FORWARD_WARPS = 32, 2
 BACKWARD_CHANNELS, BACKWARD_WARPS = 16, 1  # one warp: its sums over channels are shuffles, with no barrier
-UPDATE_CHANNELS, UPDATE_WARPS = 32, 1
 INFERENCE_TILE, SAVED_TILE = 32, 16  # training stores a state per tile for the backward
 MAX_PROGRAMS = 4096  # bounds the scratch; more work is looped over
 
@@ -85,12 +81,13 @@ def step(h, A2, dt_row, dtu_row, B_row, C_row, PTX: tl.constexpr):
 
 @triton.jit
 def forward_kernel(
-    u_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, bounds_ptr, initial_ptr,
-    out_ptr, final_ptr, tile_states_ptr, pre_gate_ptr, scratch_ptr,
+    u_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, bounds_ptr, initial_ptr, export_at_ptr,
+    out_ptr, final_ptr, tile_states_ptr, pre_gate_ptr, exported_ptr, scratch_ptr,
     u_stride, dt_stride, B_stride, C_stride, z_stride, d_inner, d_state, n_seqs,
     T: tl.constexpr, BD: tl.constexpr, N: tl.constexpr, HAS_INITIAL: tl.constexpr, SAVE: tl.constexpr,
-    PTX: tl.constexpr,
+    EXPORT: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
+    """EXPORT: a sequence's tiles are cut after export_at tokens, and the state there is stored too."""
     r, d_local, n = tl.arange(0, T), tl.arange(0, BD), tl.arange(0, N)
     eight = tl.arange(0, 8)
     scratch_ptr += tl.program_id(0).to(tl.int64) * (3 * T * BD + 2 * T * N)
@@ -115,7 +112,11 @@ def forward_kernel(
         else:
             h = tl.zeros([BD, N], tl.float32)
 
-        inside = (begin + r < end)[:, None]
+        cut, n_before = begin, 0  # tiles before the cut
+        if EXPORT:
+            cut += tl.load(export_at_ptr + seq).to(tl.int64)
+            n_before = tl.cdiv(cut - begin, T)
+        inside = (begin + r < (cut if n_before > 0 else end))[:, None]
         at = begin + r.to(tl.int64)[:, None]
         dt_raw = tl.load(dt_ptr + at * dt_stride + d[None, :], inside & in_d[None, :], 0.0)
         u = tl.load(u_ptr + at * u_stride + d[None, :], inside & in_d[None, :], 0.0)
@@ -124,7 +125,11 @@ def forward_kernel(
         C = tl.load(C_ptr + at * C_stride + n[None, :], inside & in_n[None, :], 0.0)
         tile_row = begin // T + seq  # room for every sequence's tiles without knowing their number: see saved_rows()
 
-        for t0 in range(begin, end, T):
+        for tile in range(n_before + tl.cdiv(end - cut, T)):
+            t0 = begin + tile * T if tile < n_before else cut + (tile - n_before) * T
+            after = t0 + T if tile + 1 < n_before else cut + (tile + 1 - n_before) * T
+            if EXPORT:
+                tl.store(exported_ptr + state_base + of_h, h, in_h & (tile == n_before))
             if SAVE:
                 tl.store(tile_states_ptr + tile_row * d_inner * d_state + of_h, h, in_h)
                 tile_row += 1
@@ -140,8 +145,8 @@ def forward_kernel(
             # The next tile's inputs, on their way while this one is stepped through.
             here = inside & in_d[None, :]
             out_at = (t0 + r.to(tl.int64))[:, None] * d_inner + d[None, :]
-            inside = (t0 + T + r < end)[:, None]
-            at = t0 + T + r.to(tl.int64)[:, None]
+            inside = (after + r < (cut if tile + 1 < n_before else end))[:, None]
+            at = after + r.to(tl.int64)[:, None]
             dt_raw = tl.load(dt_ptr + at * dt_stride + d[None, :], inside & in_d[None, :], 0.0)
             u = tl.load(u_ptr + at * u_stride + d[None, :], inside & in_d[None, :], 0.0)
             z = tl.load(z_ptr + at * z_stride + d[None, :], inside & in_d[None, :], 0.0)
@@ -172,32 +177,8 @@ def forward_kernel(
             tl.store(out_ptr + out_at, y * gate * sigmoid(gate, PTX), here)
             tl.debug_barrier()
         tl.store(final_ptr + state_base + of_h, h, in_h)
-
-
-@triton.jit
-def update_kernel(
-    u_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, states_ptr, slots_ptr, out_ptr,
-    u_stride, dt_stride, B_stride, C_stride, z_stride, d_inner, d_state,
-    BD: tl.constexpr, N: tl.constexpr, PTX: tl.constexpr,
-):  # fmt: skip
-    """One token of one sequence. Floor: its state read and written once."""
-    seq, d, n = tl.program_id(1).to(tl.int64), tl.program_id(0) * BD + tl.arange(0, BD), tl.arange(0, N)
-    in_d, in_n = d < d_inner, n < d_state
-    in_h = in_d[:, None] & in_n[None, :]
-    of_h = d[:, None] * d_state + n[None, :]
-    states_ptr += tl.load(slots_ptr + seq).to(tl.int64) * d_inner * d_state
-    h = tl.load(states_ptr + of_h, in_h, 0.0).to(tl.float32)
-    A2 = tl.load(A_ptr + of_h, in_h, 0.0).to(tl.float32) * LOG2E
-    raw = tl.load(dt_ptr + seq * dt_stride + d, in_d, 0.0).to(tl.float32)
-    dt = softplus(raw + tl.load(bias_ptr + d, in_d, 0.0).to(tl.float32), PTX)
-    x = tl.load(u_ptr + seq * u_stride + d, in_d, 0.0).to(tl.float32)
-    z = tl.load(z_ptr + seq * z_stride + d, in_d, 0.0).to(tl.float32)
-    B = tl.load(B_ptr + seq * B_stride + n, in_n, 0.0).to(tl.float32)
-    C = tl.load(C_ptr + seq * C_stride + n, in_n, 0.0).to(tl.float32)
-    h, y = step(h, A2, dt, dt * x, B, C, PTX)
-    tl.store(states_ptr + of_h, h, in_h)
-    y += tl.load(D_ptr + d, in_d, 0.0).to(tl.float32) * x
-    tl.store(out_ptr + seq * d_inner + d, y * z * sigmoid(z, PTX), in_d)
+        if EXPORT:
+            tl.store(exported_ptr + state_base + of_h, h, in_h & (cut >= end))
 
 
 @triton.jit
@@ -336,9 +317,9 @@ def four_columns(newest_first, ROWS: tl.constexpr):
 
 def forward(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, cu_seqlens: Tensor,
-    initial_state: Tensor | None, save: bool,
+    initial_state: Tensor | None, save: bool, export_at: Tensor | None = None, exported: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """See registration.register."""
+    """See registration.register. Writes `exported`, if given."""
     (tokens, d_inner), d_state, n_seqs = u.shape, A.shape[1], cu_seqlens.shape[0] - 1
     N, T = triton.next_power_of_2(d_state), SAVED_TILE if save else INFERENCE_TILE
     u, dt, B, C, z = (rows(t) for t in (u, dt, B, C, z))
@@ -348,11 +329,11 @@ def forward(
     with on_device_of(u):
         forward_kernel[(n_programs,)](
             u, dt, A.contiguous(), B, C, D.contiguous(), z, dt_bias.contiguous(), cu_seqlens,
-            None if initial_state is None else initial_state.contiguous(),
-            y, final, tile_states, pre_gate, scratch,
+            None if initial_state is None else initial_state.contiguous(), export_at,
+            y, final, tile_states, pre_gate, exported, scratch,
             u.stride(0), dt.stride(0), B.stride(0), C.stride(0), z.stride(0), d_inner, d_state, n_seqs,
-            T=T, BD=FORWARD_CHANNELS, N=N, HAS_INITIAL=initial_state is not None, SAVE=save, PTX=speaks_ptx(u),
-            num_warps=FORWARD_WARPS,
+            T=T, BD=FORWARD_CHANNELS, N=N, HAS_INITIAL=initial_state is not None, SAVE=save,
+            EXPORT=export_at is not None, PTX=speaks_ptx(u), num_warps=FORWARD_WARPS,
         )  # fmt: skip
     return y, final, tile_states, pre_gate
 
@@ -388,36 +369,10 @@ def backward(
     )  # fmt: skip
 
 
-def selective_scan_update(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, states: Tensor,
-    slots: Tensor,
-) -> Tensor:  # fmt: skip
-    """Mutates states, which must be contiguous: they are a pool."""
-    (n_seqs, d_inner), d_state = u.shape, A.shape[1]
-    if not states.is_contiguous():
-        raise ValueError(f"states must be contiguous, got strides {states.stride()} for shape {tuple(states.shape)}")
-    u, dt, B, C, z = (rows(t) for t in (u, dt, B, C, z))
-    y = u.new_empty(u.shape)
-    with on_device_of(u):
-        update_kernel[(triton.cdiv(d_inner, UPDATE_CHANNELS), n_seqs)](
-            u, dt, A.contiguous(), B, C, D.contiguous(), z, dt_bias.contiguous(), states, slots, y,
-            u.stride(0), dt.stride(0), B.stride(0), C.stride(0), z.stride(0), d_inner, d_state,
-            BD=UPDATE_CHANNELS, N=triton.next_power_of_2(d_state), PTX=speaks_ptx(u), num_warps=UPDATE_WARPS,
-        )  # fmt: skip
-    return y
-
-
 def rows(t: Tensor) -> Tensor:
     """Rows may be strided (a slice of a projection's output); what is in a row lies together."""
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
-def on_device_of(t: Tensor) -> AbstractContextManager:
-    return torch.cuda.device(t.device) if t.is_cuda else nullcontext()
-
-
-def speaks_ptx(t: Tensor) -> bool:
-    return t.is_cuda and torch.version.hip is None and not INTERPRETED
-
-
 selective_scan = register("triton", forward, backward, SAVED_TILE)
+selective_scan_exporting = exporting(forward)

@@ -5,14 +5,29 @@ h_t  = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T        h is [n_ssm_heads, d_ssm_head
 y_t  = h_t C_t + D x_t
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.ops.dispatch import Implementation, anywhere, pick
+from plait.ops.dispatch import Implementation, anywhere, pick, why_not_triton
 from plait.ops.ssd import chunked, reference
 
+
+def _why_not_triton(probe: Tensor) -> str | None:
+    return why_not_triton(probe, (torch.float32, torch.bfloat16, torch.float16))
+
+
+# Imported when first called, so that this package needs no Triton; by statement, which torch.compile can follow.
+def _triton(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from plait.ops.ssd.triton import ssd as run
+
+    return run(*arguments)
+
+
 IMPLEMENTATIONS = {
+    "triton": Implementation(_triton, _why_not_triton),
     "chunked": Implementation(chunked.ssd, anywhere),
     "reference": Implementation(reference.ssd, anywhere),
 }
@@ -36,7 +51,13 @@ def ssd(
     B, C [tokens, n_ssm_groups, d_state]; initial_state [n_seqs, n_ssm_heads, d_ssm_head, d_state] (None: zeros).
     Returns (y like x, final_state in fp32). Mutates nothing; differentiable.
     """
-    return pick("ssd", IMPLEMENTATIONS, x)(x, dt, A, B, C, D, dt_bias, cu_seqlens, initial_state)
+    run = pick("ssd", IMPLEMENTATIONS, x)
+    if torch.compiler.is_compiling() and run is not _triton:
+        from plait.ops.compiled import SSD
+
+        y, final = SSD(x, dt, A, B, C, D, dt_bias, cu_seqlens, initial_state)
+        return y, final
+    return run(x, dt, A, B, C, D, dt_bias, cu_seqlens, initial_state)
 
 
 def ssd_update(
