@@ -23,13 +23,14 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from plait.model.checkpoint import int8_level, load_model, save_model
+    from plait.model.checkpoint import load_model, save_model
+    from plait.model.quantization_config import model_format
     from plait.serve import find_model
 
     source = find_model(args.source)
     check_target(source, args.target)
     model = load_model(source, dtype=None if args.dtype is None else getattr(torch, args.dtype))
-    if args.to == "hf-fused" and int8_level(model) is not None:
+    if args.to == "hf-fused" and model_format(model) is not None:
         raise ValueError(f"{args.source} holds int8 experts, which have no fused spelling; use --to hf")
     save_model(model, args.target, fused_experts=args.to == "hf-fused", beside=source)
     print(f"written to {args.target}")

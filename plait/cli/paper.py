@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from plait.cli.screen import Commands, UsageError, console, print_json, suggest
 
@@ -20,13 +23,22 @@ def add(commands: Commands) -> None:
         help="a `plait eval` run to put beside the scores",
     )
     parser.add_argument("--json", action="store_true", help="print the data instead of the table")
+    measured = parser.add_argument_group("what is measured here (figure_2)")
+    measured.add_argument("--scale", choices=("tiny", "full"), help="toys for a CPU, or the models' sizes (tiny)")
+    measured.add_argument("--device", help="(cpu)")
+    measured.add_argument("--models", help="comma-separated, by the beginnings of their names (all)")
+    measured.add_argument("--methods", help="comma-separated (all)")
+    measured.add_argument("--batches", help="comma-separated sizes (1,4,8)")
+    measured.add_argument("--layers", type=int, help="of each model at most (what fits)")
+    measured.add_argument("--repeats", type=int, help="of each timing (3)")
+    measured.add_argument("--out", type=Path, metavar="DIR", help="also write DIR/NAME.json and DIR/NAME.png")
     parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
     from importlib import import_module
 
-    from plait.paper import RESULTS, TAKES_RUNS
+    from plait.paper import MEASURED, RESULTS, TAKES_RUNS
 
     if args.name is None:
         if args.json:
@@ -39,9 +51,55 @@ def run(args: argparse.Namespace) -> int:
     if args.run and args.name not in TAKES_RUNS:
         raise UsageError(f"{args.name} has no scores of runs; --run goes with {', '.join(sorted(TAKES_RUNS))}")
     result = import_module(f"plait.paper.{args.name}")
+    if args.name in MEASURED:
+        return measure(args, result)
+    given = [name for name in (*MEASURE_OPTIONS, "out") if getattr(args, name) is not None]
+    if given:
+        raise UsageError(f"{args.name} is not measured; --{given[0]} goes with {', '.join(sorted(MEASURED))}")
     runs = (args.run,) if args.name in TAKES_RUNS else ()
     if args.json:
         print_json(result.as_json(*runs))
     else:
         result.show(console(), *runs)
     return 0
+
+
+MEASURE_OPTIONS = ("scale", "device", "models", "methods", "batches", "layers", "repeats")
+
+
+def measure(args: argparse.Namespace, result: Any) -> int:
+    """Measure, print, and write what was found as it is: rows that failed carry their reason."""
+    import json
+    import os
+
+    options = {name: getattr(args, name) for name in MEASURE_OPTIONS if getattr(args, name) is not None}
+    if "models" in options:
+        wanted = options["models"].split(",")
+        options["models"] = tuple(_named(name, result.MODELS) for name in wanted)
+    if "methods" in options:
+        options["methods"] = tuple(options["methods"].split(","))
+    if "batches" in options:
+        if not all(size.isdigit() for size in options["batches"].split(",")):
+            raise UsageError(f"--batches {options['batches']} must be numbers like 1,4,8")
+        options["batches"] = tuple(int(size) for size in options["batches"].split(","))
+    say = (lambda text: print(text, file=sys.stderr, flush=True)) if not args.json else None
+    data = result.measure(result.Options(**options), say)
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        partial = args.out / f".{args.name}.json.partial"
+        partial.write_text(json.dumps(data, indent=2) + "\n")
+        os.replace(partial, args.out / f"{args.name}.json")
+        result.draw(data, args.out / f"{args.name}.png")
+    if args.json:
+        print_json(data)
+    else:
+        result.show(console(), data)
+    return 0
+
+
+def _named(beginning: str, models: Iterable[str]) -> str:
+    """`mini`, `8x7b`, or a model's whole name."""
+    found = [name for name in models if beginning.lower() in name.lower()]
+    if len(found) != 1:
+        raise UsageError(f"--models: {beginning!r} is {'none' if not found else 'several'} of {', '.join(models)}")
+    return found[0]

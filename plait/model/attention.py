@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from plait.config import ModelConfig
@@ -27,13 +29,17 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, layout: Layout, state: AttentionState | None = None) -> Tensor:
         """Writes this call's keys and values into the pages of `state`, if there is one."""
         q, k, v = (proj(x).unflatten(-1, (-1, self.d_head)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if state is None:
+        if state is None and layout.carry is not None:
+            out = layout.carry.attention(q, k, v)
+        elif state is None:
             out = attention(q, k, v, cu_seqlens=layout.cu_seqlens)
         else:
-            where = {
+            where: dict[str, Any] = {
                 "page_table": layout.page_table,
                 "cu_seqlens": layout.cu_seqlens,
                 "context_lens": layout.context_lens,
+                "k_scales": state.k_scales,
+                "v_scales": state.v_scales,
             }
             write_pages(k, v, state.k, state.v, **where)
             out = paged_attention(q, state.k, state.v, **where)

@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import re
-import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from plait.config import ModelConfig
-from plait.model.feed_forward import SwiGLU
+from plait.model import quantization_config
+from plait.model.fill import Piece, Source, allocated, fill
 from plait.model.network import LanguageModel
-from plait.model.weight_files import INDEX, PICKLES, WEIGHTS, WeightFiles, read_json
-from plait.model.whole_folder import carry_over, replacing
+from plait.model.quantization_config import matrices
+from plait.model.quantized import set_quantized
+from plait.model.upload import Uploader
+from plait.model.weight_files import INDEX, WEIGHTS, WeightFiles, read_json
+from plait.model.whole_folder import complete, replacing
 
 CONFIG = "config.json"
 SHARD_BYTES = 5 * 10**9
-INT8_METHOD = "experts_int8"
 MAX_SIZE = 2**31 - 1
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 
@@ -149,14 +149,6 @@ def config_to_public(config: ModelConfig) -> dict[str, Any]:
     return public
 
 
-@dataclass(frozen=True)
-class Piece:
-    """One public tensor, as a part of one of ours."""
-
-    name: str
-    part: Callable[[Tensor], Tensor]  # ours -> a view of the public tensor's shape
-
-
 _MIXER_NAMES = {
     "attention": ("self_attn", {f"{x}_proj.weight": f"{x}_proj.weight" for x in "qkvo"}),
     "mamba": (
@@ -207,6 +199,9 @@ def pieces(name: str, config: ModelConfig, *, fused: bool = False) -> Iterator[P
     if name in _TOP_NAMES:
         yield Piece(_TOP_NAMES[name], whole)
         return
+    if name.endswith(".weight_scale"):
+        yield from (Piece(f"{p.name}_scale", _as_column) for p in pieces(name.removesuffix("_scale"), config))
+        return
     _, index, rest = name.split(".", 2)
     prefix, kind = f"model.layers.{index}.", _kinds(config)[int(index)]
     block, _, leaf = rest.partition(".")
@@ -232,11 +227,16 @@ def _with_one_channel(weight: Tensor) -> Tensor:
     return weight.unsqueeze(1)
 
 
+def _as_column(scale: Tensor) -> Tensor:
+    """The file's [rows, 1], as quantized checkpoints are commonly written, or [rows, groups]."""
+    return scale if scale.dim() == 2 else scale[:, None]
+
+
 def _swiglu_pieces(prefix: str, leaf: str, d_ff: int, expert: Callable[[Tensor], Tensor]) -> list[Piece]:
     weight, suffix = leaf, "weight"
-    if leaf.endswith("_scale"):  # ours [rows]; the file's [rows, 1], as quantized checkpoints are commonly written
+    if leaf.endswith("_scale"):
         one, weight, suffix = expert, leaf.removesuffix("_scale"), "weight_scale"
-        expert = lambda t: one(t)[:, None]  # noqa: E731
+        expert = lambda t: _as_column(one(t))  # noqa: E731
     if weight == "down":
         return [Piece(f"{prefix}down_proj.{suffix}", expert)]
     return [
@@ -255,13 +255,23 @@ def public_tensors(
 
 
 def load_model(
-    folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    folder: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    on_part: Callable[[str, nn.Module], None] | None = None,
+    mapped: bool | None = None,
 ) -> LanguageModel:
-    """The model of a checkpoint folder, in eval mode; dtype None keeps the checkpoint's (int8 experts stay int8 in
+    """The model of a checkpoint folder, in eval mode; dtype None keeps the checkpoint's (quantized weights stay so in
     any).
 
-    Streams: the peak is the model and one layer's files. Raises ValueError for missing, extra, mis-shaped or truncated
-    tensors, and for a config.json that can't be, before anything of their size is allocated.
+    Streams: the peak is the model and one layer's files. `on_part(name, module)` is called with the embedding, each
+    layer, the final norm and the head, in this order, when its weights are there and those after it take no memory yet;
+    it may replace them (quantization at load) or move them away. `mapped`: weights that the files hold as they are used
+    stay in the files' pages, read when first used and shared between processes (writing to them changes this process's
+    copy alone; the files must stay whole meanwhile); by default so on a CPU without on_part. Raises ValueError for
+    missing, extra, mis-shaped or truncated tensors, and for a config.json that can't be, before anything of their size
+    is allocated.
     """
     folder = Path(folder)
     public = read_json(folder / CONFIG)
@@ -271,10 +281,21 @@ def load_model(
             f"{folder}: config.json asks for {config.n_layers} layers; the files hold {len(files.tensors)} tensors"
         )
     config = replace(config, dtype=_published_dtype(public, config, files))
-    model = _on_meta(config, dtype or getattr(torch, config.dtype), _quantized_modules(public, config))
-    sources = _sources(model, files)
-    model.to_empty(device=device)
-    _fill(model, sources, files)
+    model = _on_meta(config, dtype or getattr(torch, config.dtype))
+    if public.get("quantization_config") is not None:
+        _quantize_on_meta(model, public["quantization_config"], files)
+    if mapped is None:
+        mapped = on_part is None and torch.device(device).type == "cpu"
+    sources, uploader = _sources(model, files), Uploader(device)
+    for name, part in model.named_children():
+        parts = part.named_children() if isinstance(part, nn.ModuleList) else [("", part)]
+        for index, one in parts:
+            prefix = f"{name}.{index}" if index else name
+            fill(allocated(one, device), prefix, sources, files, uploader, mapped)
+            if prefix == "embed" and model.head is None:
+                _check_tied_head(one, files)
+            if on_part is not None:
+                on_part(prefix, one.eval())
     return model.eval()
 
 
@@ -286,41 +307,29 @@ def _published_dtype(public: dict[str, Any], config: ModelConfig, files: WeightF
     return next((str(d).removeprefix("torch.") for d, stored in DTYPES.items() if stored == embed.dtype), config.dtype)
 
 
-def _on_meta(config: ModelConfig, dtype: torch.dtype, quantized: list[str]) -> LanguageModel:
+def _on_meta(config: ModelConfig, dtype: torch.dtype) -> LanguageModel:
     """The model without memory: names, shapes and dtypes only."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} must be one of {', '.join(map(str, DTYPES))}")
     try:
         with torch.device("meta"):
-            model = LanguageModel(config).to_dtype(dtype)
+            return LanguageModel(config).to_dtype(dtype)
     except RuntimeError as error:  # a matrix of more than 2^63 bytes
         raise ValueError(f"config.json describes a model of impossible size: {str(error).splitlines()[0]}") from None
-    for name in quantized:
-        module = model.get_submodule(name)
-        assert isinstance(module, SwiGLU)
-        int8 = [torch.empty_like(w, dtype=torch.int8) for w in (module.gate_up, module.down)]
-        scales = [torch.empty(w.shape[:-1], dtype=torch.float32, device="meta") for w in int8]
-        module.set_int8(int8[0], scales[0], int8[1], scales[1])
-    return model
 
 
-def _quantized_modules(public: dict[str, Any], config: ModelConfig) -> list[str]:
-    """Names of our modules whose weights are int8 in the checkpoint."""
-    quantization = public.get("quantization_config")
-    if quantization is None:
-        return []
-    if not isinstance(quantization, dict) or quantization.get("quant_method") != INT8_METHOD:
+def _quantize_on_meta(model: LanguageModel, quantization: object, files: WeightFiles) -> None:
+    """Give the weights whose scales the files hold the format that config.json tells. Mutates the model."""
+    form, found = quantization_config.from_public(quantization), False
+    for matrix in matrices(model):
+        scale = next(pieces(f"{matrix.name}_scale", model.config)).name
+        if any(spelling in files.tensors for spelling in _spellings(scale)):
+            set_quantized(matrix.module, matrix.parameter, *form.empty(matrix.values.shape))
+            found = True
+    if not found:
         raise ValueError(
-            f"config.json: quantization_config={str(quantization)[:80]} is not supported; it must be absent, or an "
-            f"object with quant_method {INT8_METHOD!r}"
+            f"{files.folder}: config.json has a quantization_config, but no weight here has a weight_scale"
         )
-    level = quantization.get("level")
-    if level not in ("experts", "experts+mlp"):
-        raise ValueError(f"config.json: level={level!r} of {INT8_METHOD} must be 'experts' or 'experts+mlp'")
-    return [f"layers.{i}.ffn" for i, kind in enumerate(_kinds(config)) if kind.ffn == "moe" or level == "experts+mlp"]
-
-
-Source = tuple[Piece, str]  # a piece of one of our tensors, and what the files call it
 
 
 def _sources(model: LanguageModel, files: WeightFiles) -> dict[str, list[Source]]:
@@ -337,6 +346,8 @@ def _sources(model: LanguageModel, files: WeightFiles) -> dict[str, list[Source]
             _check_stored(spelling, files, piece.part(tensor))
             sources[name].append((piece, spelling))
             del left[spelling]
+            if spelling.endswith("_packed"):
+                left.pop(f"{spelling.removesuffix('_packed')}_shape", None)
     if model.head is None and _TOP_NAMES["head.weight"] in left:  # a tied file may carry the head too
         _check_stored(_TOP_NAMES["head.weight"], files, model.embed.weight)
         del left[_TOP_NAMES["head.weight"]]
@@ -348,40 +359,33 @@ def _sources(model: LanguageModel, files: WeightFiles) -> dict[str, list[Source]
 
 def _spellings(name: str) -> Iterator[str]:
     """The hub's name of a tensor, then what some early checkpoints call it: `moe` for any feed-forward, and a dense one
-    as a mixture of one expert.
+    as a mixture of one expert; each also as a quantized weight in words.
     """
-    yield name
-    yield name.replace(".feed_forward.", ".moe.")
-    yield name.replace(".feed_forward.", ".feed_forward.experts.0.")
-    yield name.replace(".feed_forward.", ".moe.experts.0.")
+    for suffix in ("", "_packed") if name.endswith(".weight") else ("",):
+        yield f"{name}{suffix}"
+        yield name.replace(".feed_forward.", ".moe.") + suffix
+        yield name.replace(".feed_forward.", ".feed_forward.experts.0.") + suffix
+        yield name.replace(".feed_forward.", ".moe.experts.0.") + suffix
 
 
 def _check_stored(name: str, files: WeightFiles, wanted: Tensor) -> None:
     stored = files.tensors[name]
     where = f"{stored.file.name}: tensor {name}"
-    if stored.shape != tuple(wanted.shape):
-        raise ValueError(f"{where} has shape {list(stored.shape)}; config.json asks for {list(wanted.shape)}")
-    allowed = ["I8"] if wanted.dtype == torch.int8 else list(DTYPES.values())
+    allowed, shape = list(DTYPES.values()), tuple(wanted.shape)
+    if wanted.dtype in quantization_config.SAFETENSORS_DTYPES:
+        allowed, shape = quantization_config.stored_form(name, wanted)
+    if stored.shape != shape:
+        raise ValueError(f"{where} has shape {list(stored.shape)}; config.json asks for {list(shape)}")
     if stored.dtype not in allowed:
         raise ValueError(f"{where} has dtype {stored.dtype}; config.json asks for {', '.join(allowed)}")
 
 
-@torch.no_grad()
-def _fill(model: LanguageModel, sources: dict[str, list[Source]], files: WeightFiles) -> None:
-    """Copy the files into the model's memory. Mutates the model."""
-    tensors = model.state_dict()
-    groups: dict[str, list[str]] = {}
-    for name in tensors:
-        groups.setdefault(".".join(name.split(".")[:2]), []).append(name)  # a layer, or a tensor outside of them
-    for names in groups.values():
-        with files.opened() as read:
-            for name in names:
-                for piece, spelling in sources[name]:
-                    piece.part(tensors[name]).copy_(read(spelling))
+def _check_tied_head(embed: nn.Module, files: WeightFiles) -> None:
+    """ValueError if a model that ties its head comes with a head of its own."""
     head = _TOP_NAMES["head.weight"]
-    if model.head is None and head in files.tensors:
+    if head in files.tensors:
         with files.opened() as read:
-            if not torch.equal(read(head).to(model.embed.weight), model.embed.weight):
+            if not torch.equal(read(head).to(embed.weight), embed.weight):  # type: ignore[arg-type]
                 raise ValueError(f"config.json ties {head} to the embeddings, but the file's own differs from them")
 
 
@@ -409,14 +413,7 @@ def save_model(
         raise ValueError(f"a model in {model.dtype} has no public form; call to_dtype(torch.float32) first")
     with replacing(folder) as partial:
         _write(model, partial, fused_experts, shard_bytes)
-        if beside is not None:
-            carry_over(Path(beside), partial, _any_weights(str(beside), os.listdir(beside)), _any_weights)
-        if folder.exists():
-            carry_over(folder, partial, set(filter(_OLD_WEIGHTS.fullmatch, os.listdir(folder))))
-
-
-_OLD_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
-_any_weights = shutil.ignore_patterns(INDEX, "*.safetensors", *(f"*{suffix}" for suffix in PICKLES))
+        complete(partial, folder, beside)
 
 
 def _write(model: LanguageModel, folder: Path, fused: bool, shard_bytes: int) -> None:
@@ -424,7 +421,7 @@ def _write(model: LanguageModel, folder: Path, fused: bool, shard_bytes: int) ->
     shards: list[list[str]] = [[]]
     size = total = 0
     for name, tensor in named.items():
-        n_bytes = tensor.numel() * _stored_dtype(name, tensor, model.dtype).itemsize
+        n_bytes = tensor.numel() * stored_dtype(name, tensor, model.dtype).itemsize
         if shards[-1] and size + n_bytes > shard_bytes:
             shards.append([])
             size = 0
@@ -433,44 +430,58 @@ def _write(model: LanguageModel, folder: Path, fused: bool, shard_bytes: int) ->
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        part = {n: named[n].detach().to("cpu", _stored_dtype(n, named[n], model.dtype)).contiguous() for n in names}
+        part = {n: named[n].detach().to("cpu", stored_dtype(n, named[n], model.dtype)).contiguous() for n in names}
         save_file(part, folder / file, metadata={"format": "pt"})
         (folder / file).chmod(0o644)  # safetensors writes for the owner only
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    public = config_to_public(model.config) | {"torch_dtype": str(model.dtype).removeprefix("torch.")}
-    if level := int8_level(model):
-        public["quantization_config"] = {
-            "quant_method": INT8_METHOD,
-            "level": level,
-            "scale": "per output row, float32",
-        }
-    (folder / CONFIG).write_text(json.dumps(public, indent=2) + "\n")
+    write_config(model, folder)
 
 
 def _stored(model: LanguageModel, fused: bool) -> dict[str, Tensor]:
-    quantized = int8_level(model) is not None
-    return dict(public_tensors(dict(model.state_dict()), model.config, fused=fused and not quantized))
+    quantized = quantization_config.model_format(model) is not None
+    return dict(stored_tensors(dict(model.state_dict()), model.config, fused=fused and not quantized))
 
 
-def _stored_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """The model's dtype; int8 weights and their scales as they are, and so what a mixer keeps wider, unless that is
-    exact.
+def stored_tensors(
+    tensors: dict[str, Tensor], config: ModelConfig, *, fused: bool = False, packed: bool = False
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, contents) of everything a file holds for these tensors of ours, in their own dtypes."""
+    for name, tensor in public_tensors(tensors, config, fused=fused):
+        yield from quantization_config.encode(name, tensor, packed=packed)
+
+
+def write_config(model: LanguageModel, folder: Path, *, packed: bool = False, method: str = "experts_int8") -> None:
+    """Write config.json, with the model's dtype and quantization. The weights themselves may be on the meta device."""
+    public = config_to_public(model.config) | {"torch_dtype": str(model.dtype).removeprefix("torch.")}
+    public |= _quantization_to_public(model, packed, method)
+    (folder / CONFIG).write_text(json.dumps(public, indent=2) + "\n")
+
+
+def _quantization_to_public(model: LanguageModel, packed: bool, method: str) -> dict[str, Any]:
+    form = quantization_config.model_format(model)
+    if form is None:
+        return {}
+    plain = [m.name for m in matrices(model) if m.scale is None and m.module is not model.embed]
+    ignored = [p.name.removesuffix(".weight") for name in plain for p in pieces(name, model.config)]
+    return {
+        "quantization_config": quantization_config.to_public(
+            form,
+            ignored,
+            packed=packed,
+            embedding=model.embed.weight_scale is not None,
+            method=method,
+            level=quantization_config.level_of(model),
+        )
+    }
+
+
+def stored_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The model's dtype; quantized weights and their scales as they are, and so what a mixer keeps wider, unless that
+    is exact.
     """
-    if tensor.dtype in (torch.int8, dtype) or name.endswith("_scale"):
+    if tensor.dtype == dtype or tensor.dtype not in DTYPES or name.endswith("_scale"):
         return tensor.dtype
     return dtype if torch.equal(tensor.to(dtype).to(tensor.dtype), tensor) else tensor.dtype
-
-
-def int8_level(model: LanguageModel) -> str | None:
-    """'experts', 'experts+mlp', or None for a model without int8 weights. ValueError for any other mixture."""
-    is_int8 = [ffn.is_int8 for ffn in model.feed_forwards()]
-    if not any(is_int8):
-        return None
-    if all(is_int8):
-        return "experts+mlp"
-    if is_int8 != [kind.ffn == "moe" for kind in _kinds(model.config)]:
-        raise ValueError("only some experts or some MLPs are int8; quantize all experts, or all experts and MLPs")
-    return "experts"

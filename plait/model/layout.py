@@ -10,12 +10,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 Mode = Literal["fresh", "resume", "decode"]
+
+
+class Carry(Protocol):
+    """What a segment is given of its sequence's tokens that lie before the cut, on other processes (training only).
+
+    The model knows the arithmetic, whoever cuts the sequences (`plait.parallel.context`) knows where the rest lies. All
+    results are differentiable, also for the other processes' share.
+    """
+
+    def columns(self, x: Tensor, d_conv: int) -> Tensor:
+        """x [tokens, channels] -> [n_segments, channels, d_conv - 1], the inputs before each segment; zeros where it
+        starts its sequence.
+        """
+        ...
+
+    def states(self, ended: Tensor, decay: Tensor) -> Tensor:
+        """Each segment's end when begun from zero, and what it leaves of the state it begins with, both [n_segments,
+        d_inner, d_state] -> the states they begin with, of the same shape.
+        """
+        ...
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As `ops.attention.attention`, with keys and values that lie elsewhere too."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +82,9 @@ class Layout:
 
     batch: int
     seq: int
-    segments: tuple[Segment, ...]
+    segments: tuple[Segment, ...]  # none if the layout was made `flat`
+    n_tokens: int
+    n_decode: int  # decode segments; they are the first, so also the number of leading decode tokens
     token_index: (
         Tensor | None
     )  # [tokens] where each flat token lies in token_ids.flatten(); None: all of them, in order
@@ -67,6 +93,7 @@ class Layout:
     fresh: Tensor  # [n_segments] bool
     context_lens: Tensor  # [n_segments] int32
     page_table: Tensor  # [n_segments, max_pages] int32, padded with page 0
+    carry: Carry | None = None  # where sequences are cut over processes
 
     @classmethod
     def of(cls, segments: Sequence[Segment], batch: int, seq: int, device: torch.device | str = "cpu") -> Layout:
@@ -85,12 +112,43 @@ class Layout:
             batch=batch,
             seq=seq,
             segments=ordered,
+            n_tokens=len(token_index),
+            n_decode=sum(s.mode == "decode" for s in ordered),
             token_index=None if in_order else token_index.to(device),
             cu_seqlens=lengths.cumsum(0).to(torch.int32).to(device),
             slots=torch.tensor([s.slot for s in ordered], device=device),
             fresh=torch.tensor([s.mode == "fresh" for s in ordered], device=device),
             context_lens=torch.tensor([s.context_len for s in ordered], dtype=torch.int32, device=device),
             page_table=torch.tensor(table, dtype=torch.int32, device=device),
+        )
+
+    @classmethod
+    def flat(
+        cls,
+        *,
+        n_tokens: int,
+        n_decode: int,
+        cu_seqlens: Tensor,
+        slots: Tensor,
+        fresh: Tensor,
+        context_lens: Tensor,
+        page_table: Tensor,
+    ) -> Layout:
+        """For token_ids [1, n_tokens] without padding, from tensors as this class has them. They are neither copied nor
+        looked at: who makes them has put decode segments first and checked slots and pages.
+        """
+        return cls(
+            batch=1,
+            seq=n_tokens,
+            segments=(),
+            n_tokens=n_tokens,
+            n_decode=n_decode,
+            token_index=None,
+            cu_seqlens=cu_seqlens,
+            slots=slots,
+            fresh=fresh,
+            context_lens=context_lens,
+            page_table=page_table,
         )
 
     @classmethod
@@ -129,14 +187,9 @@ class Layout:
                 raise ValueError(f"row {row}: documents of {sum(row_lengths)} tokens do not fit in seq={seq}")
         return cls.of(segments, len(lengths), seq, device)
 
-    @cached_property
-    def n_decode(self) -> int:
-        """Decode segments; they are the first, so they are also the number of leading decode tokens."""
-        return sum(s.mode == "decode" for s in self.segments)
-
-    @cached_property
-    def n_tokens(self) -> int:
-        return sum(s.length for s in self.segments)
+    @property
+    def n_segments(self) -> int:
+        return self.slots.shape[0]
 
     @cached_property
     def prefill_cu_seqlens(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,27 +27,41 @@ def shift_labels(labels: Tensor) -> Tensor:
     return F.pad(labels[:, 1:], (0, 1), value=IGNORE)
 
 
-def balance_loss(router_logits: Sequence[Tensor], top_k: int) -> Tensor:
+Total = Callable[[Tensor], Tensor]
+
+
+def here(x: Tensor) -> Tensor:
+    """Seam: the total over all processes of a number each counts for its own tokens; on one process, that number."""
+    return x
+
+
+def balance_loss(router_logits: Sequence[Tensor], top_k: int, total: Total = here) -> Tensor:
     """Load balancing, pooled over layers as the family defines it: n_experts * sum_e f_e P_e, top_k at perfect balance.
 
     Over the rows of all layers [tokens, n_experts] together, f_e is how many times expert e was chosen per row and P_e
-    its mean probability. 0 without any mixture layer.
+    its mean probability. 0 without any mixture layer. Over several processes, each gets its tokens' share of the sum.
     """
     if not router_logits:
         return torch.zeros(())
     logits = torch.cat([rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in router_logits])
     probabilities = logits.softmax(-1)
     chosen = probabilities.topk(top_k, dim=-1).indices
-    frequency = torch.bincount(chosen.flatten(), minlength=logits.shape[1]).to(logits.dtype) / logits.shape[0]
-    return logits.shape[1] * (frequency * probabilities.mean(0)).sum()
+    n_rows = total(logits.new_full((), float(len(logits))))
+    experts = torch.arange(logits.shape[1], device=logits.device)
+    counts = (chosen[..., None] == experts).sum((0, 1))  # bincount would wait for the device
+    frequency = total(counts.to(logits.dtype)) / n_rows
+    return logits.shape[1] * (frequency * probabilities.sum(0)).sum() / n_rows
 
 
-def router_z_loss(router_logits: Sequence[Tensor]) -> Tensor:
-    """Mean square of the router's log-partition (ST-MoE, equation 5): keeps router logits small."""
+def router_z_loss(router_logits: Sequence[Tensor], total: Total = here) -> Tensor:
+    """Mean square of the router's log-partition (ST-MoE, equation 5): keeps router logits small. Over several
+    processes, each gets its tokens' share of the mean.
+    """
     if not router_logits:
         return torch.zeros(())
     logits = torch.cat([rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in router_logits])
-    return logits.logsumexp(-1).square().mean()
+    n_rows = total(logits.new_full((), float(len(logits))))
+    return logits.logsumexp(-1).square().sum() / n_rows
 
 
 def activation_loss(stats: Sequence[LayerStats], mamba_layers: Sequence[int]) -> Tensor:

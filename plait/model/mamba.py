@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plait.config import ModelConfig
@@ -26,12 +27,13 @@ class CausalConv(nn.Module):
     def forward(self, x: Tensor, layout: Layout, columns: Tensor | None) -> Tensor:
         """x [tokens, channels]. Writes the new columns into the pool `columns`, if there is one."""
         if columns is None:
-            return causal_conv1d(x, self.weight, self.bias, cu_seqlens=layout.cu_seqlens)[0]
+            before = None if layout.carry is None else layout.carry.columns(x, self.weight.shape[1])
+            return causal_conv1d(x, self.weight, self.bias, cu_seqlens=layout.cu_seqlens, initial_columns=before)[0]
         n = layout.n_decode
         outputs = []
         if n:
             outputs.append(causal_conv1d_update(x[:n], self.weight, self.bias, columns=columns, slots=layout.slots[:n]))
-        if n < len(layout.segments):
+        if n < layout.n_segments:
             slots = layout.slots[n:]
             before = columns[slots].masked_fill(layout.fresh[n:, None, None], 0)
             y, after = causal_conv1d(
@@ -78,7 +80,12 @@ class Mamba(nn.Module):
     ) -> Tensor:
         A = -torch.exp(self.A_log)
         if states is None:
-            return selective_scan(u, dt, A, B, C, D=self.D, z=z, dt_bias=self.dt_bias, cu_seqlens=layout.cu_seqlens)[0]
+            rest = {"D": self.D, "z": z, "dt_bias": self.dt_bias, "cu_seqlens": layout.cu_seqlens}
+            before = None
+            if layout.carry is not None:  # a segment is affine in the state it begins with: learn both terms, then scan
+                ended = selective_scan(u, dt, A, B, C, **rest)[1]
+                before = layout.carry.states(ended, _decay(dt, A, self.dt_bias, layout).to(ended.dtype))
+            return selective_scan(u, dt, A, B, C, **rest, initial_state=before)[0]
         n = layout.n_decode
         outputs = []
         if n:
@@ -87,7 +94,7 @@ class Mamba(nn.Module):
                 states=states, slots=layout.slots[:n],
             )  # fmt: skip
             outputs.append(y)
-        if n < len(layout.segments):
+        if n < layout.n_segments:
             slots = layout.slots[n:]
             before = states[slots].masked_fill(layout.fresh[n:, None, None], 0)
             y, after = selective_scan(
@@ -97,3 +104,14 @@ class Mamba(nn.Module):
             states[slots] = after
             outputs.append(y)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _decay(dt: Tensor, A: Tensor, dt_bias: Tensor, layout: Layout) -> Tensor:
+    """What each segment leaves of its initial state, the product of its tokens' exp(dt A): [n_segments, d_inner,
+    d_state].
+    """
+    step = F.softplus(dt.to(torch.promote_types(dt.dtype, torch.float32)) + dt_bias)
+    lengths = layout.cu_seqlens.diff().long()
+    segment = torch.repeat_interleave(torch.arange(len(lengths), device=dt.device), lengths, output_size=len(dt))
+    total = step.new_zeros(len(lengths), step.shape[1]).index_add(0, segment, step)
+    return torch.exp(total[:, :, None] * A)

@@ -55,7 +55,7 @@ class Mamba2(nn.Module):
         outputs = []
         if n:
             outputs.append(ssd_update(u[:n], dt[:n], A, B[:n], C[:n], **weights, states=states, slots=layout.slots[:n]))
-        if n < len(layout.segments):
+        if n < layout.n_segments:
             slots = layout.slots[n:]
             before = states[slots].masked_fill(layout.fresh[n:, None, None, None], 0)
             y, after = ssd(

@@ -14,16 +14,16 @@ from plait.config import LayerKind, ModelConfig
 from plait.model.attention import Attention
 from plait.model.feed_forward import MLP, MoE
 from plait.model.layout import Layout
-from plait.model.linear import Linear
+from plait.model.linear import Embedding, Linear, scaled_linear
 from plait.model.mamba import Mamba
 from plait.model.mamba2 import Mamba2
 from plait.model.norm import RMSNorm
 from plait.model.state import AttentionState, MambaState, State
 from plait.model.stats import Activation, LayerStats
 from plait.ops.chosen import sentence
-from plait.ops.linear import linear
 from plait.ops.rms_norm import add_rms_norm
 
+Observe = bool | Literal["watch"]  # "watch": sizes without gradients, for which nothing is kept
 MIXERS = {"attention": Attention, "mamba": Mamba, "mamba2": Mamba2}
 
 
@@ -31,7 +31,7 @@ MIXERS = {"attention": Attention, "mamba": Mamba, "mamba2": Mamba2}
 class Output:
     logits: Tensor  # [batch, seq, vocab_size] (zero at padding), or [n_segments, vocab_size] with keep="last"
     hidden: Tensor  # [tokens, d_model] after the final norm, flat
-    stats: tuple[LayerStats, ...] = ()  # one per layer, with observe=True
+    stats: tuple[LayerStats, ...] = ()  # one per layer, with observe
 
 
 class Layer(nn.Module):
@@ -45,18 +45,20 @@ class Layer(nn.Module):
         self.ffn: MLP | MoE = MoE(config) if kind.ffn == "moe" else MLP(config)
 
     def forward(
-        self, x: Tensor, layout: Layout, state: MambaState | AttentionState | None = None, observe: bool = False
+        self, x: Tensor, layout: Layout, state: MambaState | AttentionState | None = None, observe: Observe = False
     ) -> tuple[Tensor, LayerStats | None]:
         """x [tokens, d_model]. Writes into `state`, if there is one."""
         mixed = self.mixer(self.mixer_norm(x), layout, state)
         normed, x = add_rms_norm(mixed, x, self.ffn_norm.weight, self.ffn_norm.eps)
         if not observe:
             return x + self.ffn(normed), None
+        in_loss = observe != "watch" and not isinstance(self.mixer, Attention)
+        mixer = Activation.of(mixed) if in_loss else Activation.watched(mixed)
         if isinstance(self.ffn, MoE):
-            out, router_logits, experts = self.ffn.observed(normed)
-            return x + out, LayerStats(Activation.of(mixed), Activation.of(out), experts, router_logits)
+            out, router_logits, experts = self.ffn.observed(normed, observe != "watch")
+            return x + out, LayerStats(mixer, Activation.watched(out), experts, router_logits)
         out = self.ffn(normed)
-        return x + out, LayerStats(Activation.of(mixed), Activation.of(out))
+        return x + out, LayerStats(mixer, Activation.watched(out))
 
 
 class LanguageModel(nn.Module):
@@ -69,7 +71,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.embed = Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Layer(config, kind) for kind in config.layer_kinds())
         self.final_norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = None if config.tie_embeddings else Linear(config.d_model, config.vocab_size, bias=False)
@@ -85,20 +87,20 @@ class LanguageModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embed.weight.dtype
+        return self.final_norm.weight.dtype
 
     def kernels(self) -> str:
         """One line: which implementation of each op runs, and why this device's own can't if they don't."""
         return sentence(self.embed.weight.device, self.dtype)
 
     def to_dtype(self, dtype: torch.dtype) -> LanguageModel:
-        """Cast the parameters, except those that a mixer keeps in fp32 and int8 weights. Mutates and returns the
+        """Cast the parameters, except those that a mixer keeps in fp32 and quantized weights. Mutates and returns the
         model.
         """
         for module in self.modules():
             kept_wide = getattr(module, "fp32_parameters", ())
             for name, parameter in module.named_parameters(recurse=False):
-                if parameter.is_floating_point():
+                if parameter.is_floating_point() and parameter.itemsize > 1:
                     wanted = torch.promote_types(dtype, torch.float32) if name in kept_wide else dtype
                     parameter.data = parameter.data.to(wanted)
         return self
@@ -110,13 +112,14 @@ class LanguageModel(nn.Module):
         state: State | None = None,
         *,
         keep: Literal["all", "last", "none"] = "all",
-        observe: bool = False,
+        observe: Observe = False,
     ) -> Output:
         """token_ids [batch, seq]; layout None: every row is one whole sequence.
 
         keep: logits of all positions, of the last one of each segment (in the layout's order), or of none. observe:
-        report router logits and activation sizes of every layer. Writes into `state`, if there is one; raises
-        ValueError on bad ids, and on a layout that names slots or pages the state has not.
+        report router logits and activation sizes of every layer ("watch": no gradients of the sizes). Writes into
+        `state`, if there is one; raises ValueError on bad ids, and on a layout that names slots or pages the state has
+        not.
         """
         _check_token_ids(token_ids, self.config.vocab_size)
         if keep not in ("all", "last", "none"):
@@ -125,7 +128,7 @@ class LanguageModel(nn.Module):
         if state is not None:
             state.check(self.config, layout)
         with torch.set_grad_enabled(torch.is_grad_enabled() and state is None):  # a state is written in place
-            x = self.embed(layout.take(token_ids))
+            x = self.embed(layout.take(token_ids)).to(self.dtype)
             stats = []
             for i, layer in enumerate(self.layers):
                 x, layer_stats = layer(x, layout, None if state is None else state.of_layer(i), observe)
@@ -142,7 +145,13 @@ class LanguageModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., d_model] after the final norm -> [..., vocab_size]."""
-        return linear(hidden, self.head_weight)
+        table = self.embed if self.head is None else self.head
+        return self.whole_vocabulary(scaled_linear(hidden, table.weight, table.weight_scale))
+
+    @staticmethod
+    def whole_vocabulary(logits: Tensor) -> Tensor:
+        """Seam: where the head's rows are split over processes, the logits of all of them."""
+        return logits
 
 
 def _check_token_ids(token_ids: Tensor, vocab_size: int) -> None:
@@ -152,7 +161,7 @@ def _check_token_ids(token_ids: Tensor, vocab_size: int) -> None:
         )
     if token_ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"token_ids has dtype {token_ids.dtype}; it must be int64 or int32")
-    if token_ids.device.type == "cpu":  # on a device the check would wait for it
+    if token_ids.is_cpu and not torch.compiler.is_compiling():  # on a device, or in a graph, it would wait or break
         low, high = token_ids.aminmax()
         if low < 0 or high >= vocab_size:
             raise ValueError(

@@ -32,6 +32,8 @@ class AttentionState(NamedTuple):
 
     k: Tensor  # [n_pages, page_size, n_kv_heads, d_head]
     v: Tensor
+    k_scales: Tensor | None = None  # [n_pages, page_size, n_kv_heads] fp32, of int8 pages
+    v_scales: Tensor | None = None
 
 
 class Recurrent(NamedTuple):
@@ -50,6 +52,8 @@ class State:
     ssm: Tensor  # [n_mamba_layers, n_slots, ...] fp32
     k: Tensor  # [n_attention_layers, n_pages, page_size, n_kv_heads, d_head]
     v: Tensor
+    k_scales: Tensor | None = None  # [n_attention_layers, n_pages, page_size, n_kv_heads] fp32, of int8 keys
+    v_scales: Tensor | None = None
 
     @classmethod
     def empty(
@@ -60,26 +64,42 @@ class State:
         n_pages: int,
         page_size: int = PAGE_SIZE,
         dtype: torch.dtype = torch.float32,
+        kv_dtype: torch.dtype | None = None,
+        split: int = 1,
         device: torch.device | str = "cpu",
     ) -> State:
-        """Unwritten pools; `dtype` is of keys, values and convolution columns (the SSM state is fp32, or wider if
-        dtype is). Raises ValueError for sizes under 0, or a page of no tokens.
+        """Unwritten pools; `dtype` is of convolution columns, and of keys and values if `kv_dtype` says nothing else;
+        int8 ones have a scale a token and head. The SSM state is fp32, or wider if dtype is. `split`: tensor-parallel
+        processes, each of which holds its share of channels and KV heads. Raises ValueError for sizes under 0, or a
+        page of no tokens.
         """
         if n_slots < 0 or n_pages < 0 or page_size < 1:
             raise ValueError(
                 f"n_slots={n_slots} and n_pages={n_pages} must be at least 0, page_size={page_size} at least 1"
             )
-        inner = (config.d_inner,) if config.mamba_kind == "mamba" else (config.n_ssm_heads, config.d_ssm_head)
-        kv_shape = (config.n_attention_layers, n_pages, page_size, config.n_kv_heads, config.d_head)
+        inner = (config.d_inner // split,) if config.mamba_kind == "mamba" else (config.n_ssm_heads, config.d_ssm_head)
+        kv_shape = (config.n_attention_layers, n_pages, page_size, max(1, config.n_kv_heads // split), config.d_head)
         wide = torch.promote_types(dtype, torch.float32)
+
+        def scales() -> Tensor | None:
+            is_int8 = kv_dtype == torch.int8
+            return torch.empty(kv_shape[:-1], dtype=torch.float32, device=device) if is_int8 else None
+
         return cls(
             config,
             conv=torch.empty(
-                config.n_mamba_layers, n_slots, config.d_conv_channels, config.d_conv - 1, dtype=dtype, device=device
+                config.n_mamba_layers,
+                n_slots,
+                config.d_conv_channels // split,
+                config.d_conv - 1,
+                dtype=dtype,
+                device=device,
             ),
             ssm=torch.empty(config.n_mamba_layers, n_slots, *inner, config.d_state, dtype=wide, device=device),
-            k=torch.empty(kv_shape, dtype=dtype, device=device),
-            v=torch.empty(kv_shape, dtype=dtype, device=device),
+            k=torch.empty(kv_shape, dtype=kv_dtype or dtype, device=device),
+            v=torch.empty(kv_shape, dtype=kv_dtype or dtype, device=device),
+            k_scales=scales(),
+            v_scales=scales(),
         )
 
     @property
@@ -103,15 +123,21 @@ class State:
     def of_layer(self, index: int) -> MambaState | AttentionState:
         """The pools of layer `index`; `index` counts all layers."""
         is_attention, nth = self._places[index]
-        return AttentionState(self.k[nth], self.v[nth]) if is_attention else MambaState(self.conv[nth], self.ssm[nth])
+        if not is_attention:
+            return MambaState(self.conv[nth], self.ssm[nth])
+        if self.k_scales is None or self.v_scales is None:
+            return AttentionState(self.k[nth], self.v[nth])
+        return AttentionState(self.k[nth], self.v[nth], self.k_scales[nth], self.v_scales[nth])
 
     def check(self, config: ModelConfig, layout: Layout) -> None:
         """ValueError unless these pools are of such a model, and have the slots and pages that the layout names.
 
-        A slot of -1 would be the last row to torch, and another sequence's.
+        A slot of -1 would be the last row to torch, and another sequence's. A `flat` layout was checked by its maker.
         """
         if config is not self.config and config != self.config:
             raise ValueError(f"the state was made for another model: {self.config}; this one is {config}")
+        if not layout.segments:
+            return
         for s in layout.segments:
             if self.config.n_mamba_layers and not 0 <= s.slot < self.n_slots:
                 raise ValueError(f"slot={s.slot} of {s} must be between 0 and n_slots-1={self.n_slots - 1}")

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+METADATA = "__metadata__"  # the header's entry that is no tensor
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int8: "I8"}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 JSON_BYTES = 100_000_000  # what safetensors allows a header; the index of the 398B model takes less than 1 MB
 
@@ -37,6 +40,7 @@ class WeightFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tensors: dict[str, StoredTensor] = {}
+        self._pages: dict[Path, tuple[Tensor, dict[str, Any]]] = {}
         for path in _weight_files(folder):
             with _open(path) as handle:
                 for name in handle.keys():  # noqa: SIM118 (not a dict)
@@ -62,6 +66,29 @@ class WeightFiles:
             yield read
         finally:
             handles.clear()
+
+    def in_pages(self, name: str, like: Tensor) -> Tensor | None:
+        """The stored tensor where it lies, mapped for this process alone (writing to it copies a page); None if it is
+        not of the dtype of `like`, or not aligned to it. Tensors of a file share one memory.
+        """
+        path = self.tensors[name].file
+        if path not in self._pages:
+            self._pages[path] = _mapped(path)
+        memory, offsets = self._pages[path]
+        begin, end = offsets[name]
+        if NAMES.get(like.dtype) != self.tensors[name].dtype or begin % like.element_size():
+            return None
+        return memory[begin:end].view(like.dtype).view(self.tensors[name].shape)
+
+
+def _mapped(path: Path) -> tuple[Tensor, dict[str, Any]]:
+    """All bytes of a file that was opened before (so its header is sound), and where each tensor begins and ends."""
+    with path.open("rb") as file:
+        n_header = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(n_header))
+    first = 8 + n_header
+    offsets = {name: [first + at for at in entry["data_offsets"]] for name, entry in header.items() if name != METADATA}
+    return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8), offsets
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from plait.model.weight_files import INDEX, PICKLES
 
 
 @contextmanager
@@ -42,3 +45,17 @@ def carry_over(
             shutil.copytree(path, new / path.name, ignore=ignore_below)
         else:
             shutil.copy2(path, new / path.name)
+
+
+def complete(partial: Path, folder: Path, beside: str | Path | None) -> None:
+    """Copy into `partial`, which is to replace `folder`, what a save doesn't write: files of `beside`, then of `folder`
+    itself, but for weights.
+    """
+    if beside is not None:
+        carry_over(Path(beside), partial, _any_weights(str(beside), os.listdir(beside)), _any_weights)
+    if folder.exists():
+        carry_over(folder, partial, set(filter(_OLD_WEIGHTS.fullmatch, os.listdir(folder))))
+
+
+_OLD_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_any_weights = shutil.ignore_patterns(INDEX, "*.safetensors", *(f"*{suffix}" for suffix in PICKLES))

@@ -14,7 +14,7 @@ TABLE = ScoreTable(
     },
     sources={
         "Arena-Hard": (Source("arena_hard_judge", "win_rate"),),
-        "WildBench": (Source("wild_bench_judge", "score"),),
+        "WildBench": (Source("wild_bench_judge", "by_kind"),),
     },
     notes=(
         "† evaluation run by the paper's authors. Both are judged by GPT-4 Turbo there; another judge, another scale.",

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from plait.cli import main
-from plait.model import checkpoint
+from plait.model import checkpoint, weight_writer
 from plait.serve import LLM, SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -48,7 +48,7 @@ def test_quantize_json(level: str, model: str, tmp_path: Path, capsys: pytest.Ca
     saved = n_int8 * (3 * weights - 4 * rows)
     assert report["bytes_before"] - report["bytes_after"] == saved
     assert report["feed_forward_bytes_before"] - report["feed_forward_bytes_after"] == saved
-    assert json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]["level"] == level
+    assert json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]["plait"]["level"] == level
 
 
 def test_convert_writes_what_it_read(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +95,7 @@ def test_an_interrupt_leaves_no_half_checkpoint(
     if target_exists:
         shutil.copytree(model, target)
     places: dict[str, tuple[Any, str]] = {
-        "weights written": (checkpoint, "save_file"),
+        "weights written": (weight_writer if command == "quantize" else checkpoint, "save_file"),
         "files copied": (shutil, "copy2"),
         "all but renamed": (Path, "chmod"),
     }
@@ -155,3 +155,55 @@ def test_an_existing_model_is_replaced_and_keeps_its_other_files(model: str, tmp
     assert main(["quantize", model, str(tmp_path / "target")]) == 0
     assert (tmp_path / "target" / "NOTES.md").read_text() == "mine"
     assert LLM(tmp_path / "target").model.feed_forwards()[0].is_int8
+
+
+def test_quantize_reports_on_a_text(
+    model: str, workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["quantize", model, str(tmp_path / "q"), "--text", str(workplace / "heldout.txt"), "--seq", "64", "--fp16"]
+    assert main([*argv, "--level", "experts+mlp+mixers", "--head", "--tokens", "300"]) == 0
+    out = capsys.readouterr().out
+    assert "perplexity before" in out
+    assert "over 252 positions" in out  # 300 tokens are 4 sequences of 63 behind the beginning-of-text id
+    assert "fp16: 0 sites overflow" in out
+    assert "worst row" in out
+    report = json.loads((tmp_path / "q" / "quantization_report.json").read_text())
+    assert abs(report["quality"]["perplexity_change"]) < 0.01
+    assert report["head"] is True
+    assert {m["name"] for m in report["matrices"]} >= {"head.weight", "layers.2.mixer.q_proj.weight"}
+
+
+@pytest.mark.parametrize("extra", [["--method", "fp8"], ["--packed"], ["--group", "8", "--clip"]])
+def test_other_forms_answer_too(extra: list[str], model: str, tmp_path: Path) -> None:
+    assert main(["quantize", model, str(tmp_path / "q"), *extra]) == 0
+    assert len(LLM(tmp_path / "q").generate("Emma was", GREEDY)[0].token_ids) == 12
+
+
+def test_gptq_by_command(model: str, workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["quantize", model, str(tmp_path / "q"), "--method", "gptq", "--bits", "4", "--group", "8", "--json"]
+    assert main(argv) == 2
+    assert "needs --calibration FILE" in capsys.readouterr().err
+    text = str(workplace / "train.txt")
+    assert main([*argv, "--calibration", text, "--text", text, "--seq", "128", "--tokens", "1000"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["bits"] == 4
+    assert abs(report["quality"]["perplexity_change"]) < 0.05
+    assert len(LLM(tmp_path / "q").generate("Emma was", GREEDY)[0].token_ids) == 12
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "says"),
+    [
+        (["--fp16"], 2, "--fp16 needs --text FILE"),
+        (["--bits", "4"], 1, "bits=4 must be 8, or 4 with method='gptq'"),
+        (["--group", "16"], 1, "group=16 does not divide 24 columns"),
+        (["--text", "missing.txt"], 1, "missing.txt is no file"),
+        (["--tokens", "1"], 2, "must be at least 2"),
+    ],
+)
+def test_quantize_refuses(
+    extra: list[str], code: int, says: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["quantize", model, str(tmp_path / "q"), *extra]) == code
+    assert says in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

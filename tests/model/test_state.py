@@ -43,7 +43,7 @@ def test_layers_see_their_own_part_of_the_pools() -> None:
     views = [state.of_layer(i) for i in range(CONFIG.n_layers)]
     assert [isinstance(view, AttentionState) for view in views] == [False, True, False, False, True]
     for number, view in enumerate(views):
-        for pool in view:
+        for pool in view[:2]:
             pool.fill_(number)  # a view: written through
     assert state.ssm[:, 0].flatten(1)[:, 0].tolist() == [0, 2, 3]
     assert state.conv.flatten(1)[:, 0].tolist() == [0, 2, 3]

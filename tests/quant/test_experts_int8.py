@@ -13,7 +13,8 @@ from plait.model.checkpoint import load_model, save_model
 from plait.model.init import init_weights
 from plait.model.network import LanguageModel
 from plait.quant import quantize
-from plait.quant.experts_int8 import dequantize_rows, quantize_rows, weight_bytes
+from plait.quant.experts_int8 import weight_bytes
+from plait.quant.rows import dequantize_rows, quantize_rows
 
 CONFIG = ModelConfig(
     vocab_size=64, d_model=32, d_ff=48, n_layers=4, n_heads=4, n_kv_heads=2, attn_period=4, attn_offset=2, n_experts=4,
@@ -62,7 +63,7 @@ def test_bf16_weights_are_scaled_in_fp32() -> None:
 def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
     model = _model()
     model.layers[1].ffn.down.data[2, 0, 0] = bad
-    with pytest.raises(ValueError, match=r"layer 1 \(moe\).*inf or nan"):
+    with pytest.raises(ValueError, match=r"layers.1.ffn.down: .*inf or nan"):
         quantize(model)
 
 
