@@ -255,11 +255,28 @@ def decode_bytes(config: ModelConfig, context: int, level: Level) -> int:
     Active weights and their scales, one row of the embeddings, the whole head (tied or not), the 16-bit KV cache and
     the recurrent state. What is written is not counted.
     """
+    return round(decode_step_bytes(config, context, level, 1))
+
+
+def decode_step_bytes(config: ModelConfig, context: int, level: Level, batch: int) -> float:
+    """Bytes read in a step that decodes one token of each of `batch` sequences, each `context` tokens long.
+
+    As `decode_bytes`; of the experts, as many as `batch` tokens touch in the mean if each picks its `top_k` evenly.
+    """
+    if batch < 1:
+        raise ValueError(f"batch={batch} must be at least 1")
+    touched = config.n_experts * (1 - (1 - config.top_k / config.n_experts) ** batch) if config.n_experts > 1 else 1.0
     active = active_parameters(config)
-    head_and_row = (config.vocab_size + 1) * config.d_model
-    read = active.total - active.embeddings - active.head + head_and_row
-    weights = 2 * read - _quantized(active, level) + _scale_bytes(config, active, level)
-    return weights + kv_bytes(config, context) + recurrent_bytes(config)
+    experts = config.n_moe_layers * mlp_parameters(config) * touched
+    fixed = active.total - active.experts - active.embeddings - active.head + config.vocab_size * config.d_model
+    weights = 2 * (fixed + experts)
+    quantized = {"bf16": 0.0, "int8_experts": experts, "int8_experts_mlp": experts + active.mlp}
+    if level not in quantized:
+        raise ValueError(f"level={level!r} must be one of {', '.join(quantized)}")
+    n_scaled = quantized[level] / mlp_parameters(config)
+    scales = n_scaled * (2 * config.d_ff + config.d_model) * _width("float32") - quantized[level]
+    rows = batch * 2 * config.d_model
+    return weights + scales + rows + batch * (kv_bytes(config, context) + recurrent_bytes(config))
 
 
 def _quantized(params: Parameters, level: Level) -> int:

@@ -21,7 +21,8 @@ import plait
 from plait.cli.screen import UsageError
 
 COMMANDS = (
-    "account", "generate", "chat", "train", "quantize", "convert", "data", "synth", "eval", "bench", "paper",
+    "account", "generate", "chat", "serve", "batch", "train", "quantize", "convert", "data", "synth", "eval", "bench",
+    "paper",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""`plait data`: tokenizers, and a look at what training will read."""
+"""`plait data`: documents to token shards, tokenizers, and a look at what training will read."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ from plait.cli.screen import Commands, UsageError, console, print_json
 
 
 def add(commands: Commands) -> None:
-    parser = commands.add_parser("data", help="tokenizers and token shards")
+    parser = commands.add_parser("data", help="documents to token shards; tokenizers")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    build = actions.add_parser("build", help="parse, filter, deduplicate and tokenize; without RECIPE, list them")
+    build.add_argument("recipe", nargs="?", metavar="RECIPE", help="a shipped recipe, or one's own .toml file")
+    build.add_argument("--out", type=Path, metavar="DIR", help="where shards and reports go (runs/data/RECIPE)")
+    build.add_argument("--workers", type=int, default=2, metavar="N", help="processes (%(default)s)")
+    build.add_argument(
+        "--packages", type=Path, metavar="DIR", help="where Debian packages are kept (DIR/work/packages)"
+    )
+    build.add_argument("--json", action="store_true", help="print funnel.json instead of tables")
+    build.set_defaults(handler=run_build)
     tokenizer = actions.add_parser("tokenizer", help="train a tokenizer with the family's control tokens")
     tokenizer.add_argument(
         "texts", nargs="*", type=Path, metavar="TEXT", help="files or folders (default: the corpus that ships)"
@@ -32,6 +41,37 @@ def add(commands: Commands) -> None:
     fetch.add_argument("corpus", choices=("austen",), help="austen: six novels, from Debian's r-cran-janeaustenr")
     fetch.add_argument("--out", type=Path, required=True, metavar="DIR")
     fetch.set_defaults(handler=run_fetch)
+
+
+def run_build(args: argparse.Namespace) -> int:
+    from plait.data.pipeline.recipe import load_build_recipe
+    from plait.data.pipeline.shipped import SHIPPED
+
+    if args.recipe is None:
+        for name, shipped in SHIPPED.items():
+            print(f"{name:28} {(shipped.__doc__ or '').strip().splitlines()[0]}")
+        return 0
+    if args.workers < 1:
+        raise UsageError(f"--workers {args.workers} must be at least 1")
+    try:
+        recipe = load_build_recipe(args.recipe, SHIPPED)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+    from plait.data.pipeline.build import build
+    from plait.data.pipeline.funnel import funnel_table
+
+    out = args.out or Path("runs/data") / recipe.name
+    screen = console()
+    say = (lambda _: None) if args.json else (lambda stage: screen.print(f"{stage} …"))
+    built = build(recipe, out, workers=args.workers, cache=args.packages, say=say)
+    if args.json:
+        print_json(built.funnel)
+        return 0
+    screen.print(funnel_table(built.funnel))
+    done = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in built.manifest["seconds"].items())
+    screen.print(f"{done or 'nothing had to be done again'}\n{out}/shards, manifest.json, funnel.json, funnel.html")
+    return 0
 
 
 def run_tokenizer(args: argparse.Namespace) -> int:

@@ -152,6 +152,7 @@ def _harness(args: argparse.Namespace) -> int:
         model=args.served_name or str(args.model),
         max_context=int(options["max_context"]) if options["max_context"] else None,
         include=Path(options["include"]) if options["include"] else None,
+        price=_price(args.price),
     )
     write_report(read_run(args.out))
     return _tell(args, scores)
@@ -209,7 +210,7 @@ def _load(args: argparse.Namespace) -> tuple[Generator, Tokenizer | None, Any]:
 
         llm = load_llm(args)
         return llm, llm.tokenizer, llm.chat_template
-    from plait.eval.client import OpenAIClient
+    from plait.text.openai_client import OpenAIClient
 
     tokenizer = None if args.tokenizer is None else Tokenizer.from_folder(args.tokenizer)
     template = None if args.tokenizer is None else ChatTemplate.from_folder(args.tokenizer)

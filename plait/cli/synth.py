@@ -32,6 +32,10 @@ def add(commands: Commands) -> None:
     documents.add_argument(
         "--position", action="append", type=float, default=[], metavar="SHARE", help="0 front, 1 end"
     )
+    documents.add_argument(
+        "--similarity", choices=("words", "meaning"), default="words", help="of the texts around (%(default)s)"
+    )
+    documents.add_argument("--no-judge", action="store_true", help="checks of quotes and names only")
     tools = _skill(skills, "tool_use", _tool_use, "function calls, parallel calls, and when not to call")
     tools.add_argument(
         "--functions",
@@ -42,6 +46,8 @@ def add(commands: Commands) -> None:
         help="OpenAPI, JSON schema or Glaive JSON",
     )
     tools.add_argument("--case", action="append", default=[], metavar="NAME", help="one_call, parallel_functions, …")
+    recorded = _skill(skills, "tool_records", _tool_records, "recorded function-call conversations, validated")
+    recorded.add_argument("--records", type=Path, required=True, metavar="FILE", help="Glaive's layout: JSONL or JSON")
     steer = _skill(skills, "steerability", _steerability, "document drafts under instructions a program checks")
     steer.add_argument("--samples", type=int, default=4, metavar="N", help="answers per prompt (%(default)s)")
     steer.add_argument("--no-judge", action="store_true", help="checkers only, no reward")
@@ -76,9 +82,19 @@ def _add_decontamination(parser: argparse.ArgumentParser) -> None:
 
 def _add_mix(skills: Any) -> None:
     mix = skills.add_parser("mix", help="chat files to token shards with a loss mask")
-    mix.add_argument("chats", nargs="+", metavar="FILE[=TIMES]", help="TIMES 0.5 takes a random half, 2 all twice")
-    mix.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="its folder; its chat template too")
+    mix.add_argument("chats", nargs="*", metavar="FILE[=TIMES]", help="TIMES 0.5 takes a random half, 2 all twice")
+    for kind in ("long-context", "conversation"):
+        mix.add_argument(
+            f"--{kind}",
+            action="append",
+            default=[],
+            metavar="FILE[=TIMES]",
+            help=f"a {kind} file, told apart in mix.json",
+        )
+    mix.add_argument("--tokenizer", required=True, metavar="DIR", help="a model's folder, or `demo`: its template too")
     mix.add_argument("--out", type=Path, required=True, metavar="DIR")
+    mix.add_argument("--heldout", type=Path, metavar="DIR", help="a second folder, of conversations put aside")
+    mix.add_argument("--heldout-share", type=float, default=0.05, metavar="S", help="how many (%(default)s)")
     mix.add_argument("--seed", type=int, default=0, metavar="S", help="(%(default)s)")
     mix.add_argument("--max-tokens", type=int, metavar="N", help="leave out longer conversations")
     _add_decontamination(mix)
@@ -89,10 +105,9 @@ def _add_mix(skills: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from plait.synth import run_pipeline
 
-    if args.model is None and not (args.skill == "table_qa" and not args.paragraphs):
+    if args.model is None and args.skill != "tool_records" and not (args.skill == "table_qa" and not args.paragraphs):
         raise UsageError(f"{args.skill} needs a model: name one with --model")
     skill = args.make(args)
-    decontaminator = _decontaminator(args.decontaminate)
     with _requester(args) as requester:
         outcome = run_pipeline(
             skill,
@@ -100,14 +115,13 @@ def run(args: argparse.Namespace) -> int:
             n=args.n,
             seed=args.seed,
             requester=requester,
-            decontaminator=decontaminator,
+            decontaminator=_decontaminator(args.decontaminate),
             resume=args.resume,
         )
-    report = None if decontaminator is None else decontaminator.report()
     if args.json:
         stages = [stage.as_dict() for stage in outcome.stages]
         print_json({"chat": str(outcome.chat), "n_records": outcome.n_records, "stages": stages,
-                    "requests": outcome.requests, "decontamination": report})  # fmt: skip
+                    "requests": outcome.requests, "decontamination": outcome.contamination})  # fmt: skip
     else:
         _show(outcome)
     return 0
@@ -122,48 +136,83 @@ def _show(outcome: Outcome) -> None:
         shown.add_row(*row)
     console().print(shown)
     asked = ", ".join(f"{what} {count}" for what, count in outcome.requests.items())
+    for found in (outcome.contamination or {"sets": []})["sets"]:
+        print(f"decontamination: {found['found']} records shared text with {found['name']} ({found['texts']} texts)")
     print(f"{outcome.n_records} conversations in {outcome.chat}" + (f"; requests: {asked}" if asked else ""))
 
 
 def run_mix(args: argparse.Namespace) -> int:
     import json
 
-    from plait.synth.sft import REPORT_FILE, write_sft
+    from plait.synth.sft import ALL, REPORT_FILE, Side, write_sft
     from plait.text import ChatTemplate, Tokenizer
 
-    write_sft(
-        [_part(text) for text in args.chats],
-        Tokenizer.from_folder(args.tokenizer),
-        ChatTemplate.from_folder(args.tokenizer),
-        args.out,
-        seed=args.seed,
-        max_tokens=args.max_tokens,
-        decontaminator=_decontaminator(args.decontaminate),
-    )
-    report = json.loads((args.out / REPORT_FILE).read_text(encoding="utf-8"))
+    parts = [
+        _part(text, kind)
+        for kind, texts in (
+            ("skill", args.chats), ("long_context", args.long_context), ("conversation", args.conversation)
+        )
+        for text in texts
+    ]  # fmt: skip
+    if not parts:
+        raise UsageError("name the chat files to mix")
+    folder = _tokenizer_folder(args.tokenizer)
+    tokenizer, template = Tokenizer.from_folder(folder), ChatTemplate.from_folder(folder)
+    sides = {args.out: ALL}
+    if args.heldout is not None:
+        sides = {
+            args.out: Side(args.heldout_share, held_out=False),
+            args.heldout: Side(args.heldout_share, held_out=True),
+        }
+    reports = {}
+    for out, side in sides.items():
+        write_sft(
+            parts,
+            tokenizer,
+            template,
+            out,
+            seed=args.seed,
+            side=side,
+            max_tokens=args.max_tokens,
+            decontaminator=_decontaminator(args.decontaminate),
+        )
+        reports[str(out)] = json.loads((out / REPORT_FILE).read_text(encoding="utf-8"))
     if args.json:
-        print_json(report)
-        return 0
-    shown = table("file", "skill", "conversations", "tokens", "learned")
-    for part in report["parts"]:
-        shown.add_row(part["file"], part["skill"], *(str(part[key]) for key in _COUNTS))
-    console().print(shown)
-    for reason, count in report["left_out"].items():
-        print(f"left out, {reason}: {count}")
+        print_json(reports[str(args.out)] if args.heldout is None else reports)
+    else:
+        _show_mix(reports)
     return 0
 
 
-_COUNTS = ("conversations", "tokens", "learned_tokens")
+def _tokenizer_folder(name: str) -> Path:
+    if name != "demo":
+        return Path(name)
+    from plait.serve import find_model
+
+    return find_model(name)
 
 
-def _part(text: str) -> Any:
+def _show_mix(reports: dict[str, Any]) -> None:
+    for out, report in reports.items():
+        shown = table("file", "skill", "conversations", "tokens", "learned")
+        for part in report["parts"]:
+            skill = part["skill"] if part["kind"] == "skill" else f"{part['skill']} ({part['kind']})"
+            counts = (f"{part[key]:,}" for key in ("conversations", "tokens", "learned_tokens"))
+            shown.add_row(part["file"], skill, *counts)
+        print(out)
+        console().print(shown)
+        for reason, count in report["left_out"].items():
+            print(f"left out, {reason}: {count:,}")
+
+
+def _part(text: str, kind: str) -> Any:
     from plait.synth import MixPart
 
     path, _, times = text.partition("=")
     if not Path(path).is_file():
         raise UsageError(f"{path} is not a chat file")
     try:
-        return MixPart(Path(path), float(times or 1))
+        return MixPart(Path(path), float(times or 1), kind)
     except ValueError as error:
         raise UsageError(f"{text}: write FILE or FILE=TIMES, such as chats.jsonl=0.5 ({error})") from None
 
@@ -187,7 +236,13 @@ def _document_qa(args: argparse.Namespace) -> Skill:
 
         tokenizer = Tokenizer.from_folder(args.tokenizer)
         places["count_tokens"] = lambda text: len(tokenizer.encode(text))
-    return DocumentQA(_documents(args.documents), context_tokens=args.context or (0,), **places)
+    return DocumentQA(
+        _documents(args.documents),
+        context_tokens=args.context or (0,),
+        similarity=args.similarity,
+        judges=not args.no_judge,
+        **places,
+    )
 
 
 def _tool_use(args: argparse.Namespace) -> Skill:
@@ -197,6 +252,14 @@ def _tool_use(args: argparse.Namespace) -> Skill:
 
     functions = [function for path in args.functions for function in read_functions(path)]
     return ToolUse(functions or list(BUILT_IN_FUNCTIONS), cases=args.case or CASES)
+
+
+def _tool_records(args: argparse.Namespace) -> Skill:
+    from plait.synth import ToolRecords
+
+    if not args.records.is_file():
+        raise UsageError(f"{args.records} is not a file of records")
+    return ToolRecords(args.records)
 
 
 def _steerability(args: argparse.Namespace) -> Skill:
@@ -228,7 +291,7 @@ def _requester(args: argparse.Namespace) -> Iterator[Requester | None]:
 
     generator: Any
     if args.model.startswith(("http://", "https://")):
-        from plait.eval.client import OpenAIClient
+        from plait.text.openai_client import OpenAIClient
 
         key = os.environ.get("PLAIT_API_KEY") or os.environ.get("OPENAI_API_KEY")
         generator = OpenAIClient(args.model, model=args.served_name, api_key=key, n_parallel=1)

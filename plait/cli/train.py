@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from plait.cli.screen import Commands, UsageError, console, table
@@ -17,6 +20,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of DIR")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--nproc", type=int, metavar="N", help="processes on this machine, laid out as parallel.* says")
     parser.set_defaults(handler=run)
 
 
@@ -34,6 +38,9 @@ def run(args: argparse.Namespace) -> int:
     if args.threads is not None and args.threads < 1:
         raise UsageError(f"--threads {args.threads} must be at least 1")
 
+    if args.nproc is not None:
+        return _start_processes(args)
+
     import torch
 
     from plait.train.loop import train
@@ -42,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     result = train(config, args.out or Path("runs") / config.name, resume=args.resume)
     screen = console()
+    if int(os.environ.get("RANK", "0")) > 0:  # one of several speaks
+        return 130 if result.stopped else 0
     if result.stopped:
         screen.print(f"stopped after step {result.step} of {config.steps}; --resume goes on from there")
         return 130
@@ -57,3 +66,21 @@ def run(args: argparse.Namespace) -> int:
         summary.add_row(label, value)
     screen.print(summary)
     return 0
+
+
+def _start_processes(args: argparse.Namespace) -> int:
+    """This command again, N times, under torchrun; its exit status."""
+    if args.nproc < 1:
+        raise UsageError(f"--nproc {args.nproc} must be at least 1")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.nproc}"]
+    command += ["-m", "plait", "train", args.recipe]
+    command += [word for setting in args.set for word in ("--set", setting)]
+    command += ["--out", str(args.out)] if args.out else []
+    command += ["--threads", str(args.threads)] if args.threads else []
+    command += ["--resume"] if args.resume else []
+    process = subprocess.Popen(command)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # torchrun got it too, and tells the processes
+            continue

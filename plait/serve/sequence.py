@@ -1,106 +1,82 @@
-"""One answer being written: its tokens, where its state lies, and when it ends."""
+"""One answer being written: its tokens, its places, and how far it has been fed."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Hashable
 
-from torch import Tensor
-
-from plait.model.layout import Mode, Segment
-from plait.serve.sampling import Sampler, token_logprob
-from plait.text import Completion, SamplingParams, StopChecker, Tokenizer, TokenLogprob
-from plait.text.generator import FinishReason
+from plait.serve.drafts import Drafter
+from plait.serve.prefix_tree import Node
+from plait.serve.request import Request
+from plait.serve.service import PrefixUse
 
 
-class RunningSequence:
+class Sequence:
+    """Books of one answer. `n_fed` and `n_drawing` are as of the last plan made, `tokens` as of the last committed."""
+
+    __slots__ = (
+        "answer", "drafter", "end_ids", "id", "keep", "key", "last_kept", "leader", "max_len", "min_len",
+        "n_before_drafts", "n_drawing", "n_fed", "n_held", "n_prompt", "n_scored", "n_scores_out", "node", "pages",
+        "prefix", "request", "request_id", "salt", "slot", "spare", "tokens", "was_started",
+    )  # fmt: skip
+
     def __init__(
         self,
-        index: int,
-        prompt_ids: Sequence[int],
-        params: SamplingParams,
-        tokenizer: Tokenizer | None,
-        *,
+        request_id: int,
+        request: Request,
         answer: int,
-        end_ids: Collection[int],
-        max_new_tokens: int,
-        control_tokens: bool,
+        *,
+        number: int,
+        max_len: int,
+        key: tuple[int, int],
+        keep: list[int],
     ) -> None:
-        """`index` is the place of the answer among all; `control_tokens`: the text keeps them (tool calls)."""
-        self.index, self.prompt_ids, self.params = index, list(prompt_ids), params
-        self.token_ids: list[int] = []  # the new ones
-        self.max_new_tokens = max_new_tokens
-        self.end_ids = {*params.stop_token_ids, *(() if params.ignore_eos else end_ids)}
-        self.sampler = Sampler(params, prompt_ids, self.end_ids, answer)
-        self.detokenizer = tokenizer.detokenizer(control_tokens=control_tokens) if tokenizer else None
-        self.n_known_ids = tokenizer.vocab_size if tokenizer else 0  # a model may have more, which stand for no text
-        self.stops = StopChecker(params.stop)
-        self.text = ""
-        self.logprobs: list[TokenLogprob] = []
-        self.prompt_logprobs: list[TokenLogprob | None] = [None]
-        self.finish_reason: FinishReason | None = None
-        self.slot = -1
-        self.pages: tuple[int, ...] = ()
-        self.context_len = 0  # tokens whose state is computed
-
-    @property
-    def is_prefilling(self) -> bool:
-        return self.context_len < len(self.prompt_ids)
-
-    @property
-    def max_total_tokens(self) -> int:
-        return len(self.prompt_ids) + self.max_new_tokens
-
-    def next_tokens(self, budget: int) -> list[int]:
-        """What to feed next: a chunk of the prompt, or the token drawn last."""
-        if self.is_prefilling:
-            return self.prompt_ids[self.context_len : self.context_len + budget]
-        return self.token_ids[-1:]
-
-    def segment(self, start: int, length: int) -> Segment:
-        mode: Mode = "fresh" if self.context_len == 0 else "resume" if self.is_prefilling else "decode"
-        return Segment(start, length, mode, self.slot, self.context_len, self.pages)
-
-    def note_prompt(self, logits: Tensor) -> None:
-        """Record log-probabilities of prompt tokens; logits [n, vocab_size] follow tokens context_len .. context_len +
-        n.
+        """`number`: its own, in plans; `max_len`: prompt and answer together; `key`: the smaller, the sooner its turn;
+        `keep`: where in the prompt a state is to be kept, ascending.
         """
-        assert self.params.prompt_logprobs is not None
-        following = self.prompt_ids[self.context_len + 1 : self.context_len + 1 + len(logits)]
-        for row, token_id in zip(logits, following, strict=False):
-            self.prompt_logprobs.append(token_logprob(row.cpu(), token_id, self.params.prompt_logprobs))
+        self.id, self.request_id, self.request, self.answer = number, request_id, request, answer
+        self.key, self.keep, self.max_len = key, keep, max_len
+        self.tokens = list(request.prompt)  # and those drawn
+        self.n_prompt = len(request.prompt)
+        self.min_len = self.n_prompt + request.params.min_tokens
+        self.end_ids = request.end_ids
+        self.salt: Hashable = ("private", request_id) if request.is_private else request.salt
+        self.leader: Sequence | None = None  # an answer of the same prompt that goes ahead
+        self.prefix = PrefixUse()
+        self.was_started = False
+        self.n_scored = 0  # prompt tokens whose logprobs are planned
+        self.n_scores_out = 0  # and given out
+        self.n_drawing = 0  # draws under way
+        self.drafter: Drafter | None = None
+        self.spare = -1  # the slot with the state before the drafts under way,
+        self.n_before_drafts = 0  # and how far that was fed
+        self.lose_places()
 
-    def extend(self, logits: Tensor) -> str:
-        """Draw a token from logits [vocab_size]; returns the text that is now safe to show."""
-        token_id, logprob = self.sampler.draw(logits)
-        self.token_ids.append(token_id)
-        if logprob is not None:
-            self.logprobs.append(logprob)
-        ended = token_id in self.end_ids and len(self.token_ids) > self.params.min_tokens
-        is_last = ended or len(self.token_ids) >= self.max_new_tokens
-        piece = ""
-        if self.detokenizer is not None:
-            text = self.detokenizer.push(token_id) if not ended and token_id < self.n_known_ids else ""
-            piece = self._until_stop(text + (self.detokenizer.finish() if is_last else ""))
-        if ended or self.stops.stopped_by is not None:
-            self.finish_reason = "stop"
-        elif is_last:
-            self.finish_reason = "length"
-        if is_last:
-            piece += self.stops.finish()
-        self.text += piece
-        return piece
+    def lose_places(self) -> None:
+        self.slot = -1
+        self.pages: list[int] = []
+        self.n_held = 0  # tokens that the pages have room for
+        self.n_fed = 0  # tokens whose state and pages are computed, when all plans are executed
+        self.last_kept = 0
+        self.node: Node = NOWHERE
 
-    def _until_stop(self, text: str) -> str:
-        return self.stops.push(text) if len(self.token_ids) > self.params.min_tokens else text
+    @property
+    def is_running(self) -> bool:
+        return self.slot >= 0
 
-    def completion(self) -> Completion:
-        assert self.finish_reason is not None
-        return Completion(
-            text=self.text,
-            token_ids=tuple(self.token_ids),
-            finish_reason=self.finish_reason,
-            prompt_tokens=len(self.prompt_ids),
-            completion_tokens=len(self.token_ids),
-            logprobs=None if self.params.logprobs is None else tuple(self.logprobs),
-            prompt_logprobs=None if self.params.prompt_logprobs is None else tuple(self.prompt_logprobs),
-        )
+
+NOWHERE = Node(None, (), 0, [], "device", 0)
+
+
+def positions_to_keep(request: Request, page_size: int, min_gap: int) -> list[int]:
+    """Where in a prompt a state is kept for those who come later, ascending, at the ends of pages.
+
+    Always the last page's end that leaves a token to feed (the same prompt then hits when it is seen again, and further
+    answers to it start there), and the ends of turns, latest first, as far as they are `min_gap` tokens apart: each of
+    them ends a chunk, and many short chunks are slow.
+    """
+    last = (len(request.prompt) - 1) // page_size * page_size
+    found = [last] if last else []
+    for turn in sorted((t // page_size * page_size for t in request.turns), reverse=True):
+        if found and min_gap <= turn <= found[-1] - min_gap:
+            found.append(turn)
+    return found[::-1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -45,12 +45,34 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class RunningAnswer:
+    """One answer of the batch, in tokens."""
+
+    prompt: int
+    cached: int  # of the prompt, not computed again
+    fed: int  # of prompt and answer, computed
+    written: int
+
+
+@dataclass(frozen=True)
+class TreeBranch:
+    """A run of tokens of the prefix tree; `depth` branches hang above it."""
+
+    depth: int
+    tokens: int
+    has_state: bool  # at its end, so that a prompt can go on from there
+    n_users: int  # running answers whose prompts run through it
+    tier: str  # where its pages are: device, host, disk
+
+
+@dataclass(frozen=True)
 class EngineStats:
     """The engine now (gauges) and since its start (counters end in _total)."""
 
     running: int = 0
     waiting: int = 0
     pages_used: int = 0
+    pages_cached: int = 0  # of these, held for the prefix cache alone: all of them when nothing runs
     pages: int = 0
     slots_used: int = 0  # by running sequences
     slots_cached: int = 0  # by states of the prefix tree
@@ -66,6 +88,8 @@ class EngineStats:
     prefix_lost_total: int = 0
     drafts_total: int = 0
     drafts_accepted_total: int = 0
+    batch: tuple[RunningAnswer, ...] = ()
+    tree: tuple[TreeBranch, ...] = ()
 
 
 class EngineError(RuntimeError):
@@ -75,17 +99,26 @@ class EngineError(RuntimeError):
 class Service(Protocol):
     """An engine with its tokenizer and chat template, as a server sees it."""
 
-    name: str
-    config: ModelConfig
-    tokenizer: Tokenizer
-    chat_template: ChatTemplate
-    max_context: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def chat_template(self) -> ChatTemplate: ...
+
+    @property
+    def max_context(self) -> int: ...
 
     def answers(
         self, request: GenerationRequest, *, priority: int = 0, grammar: Grammar | None = None
-    ) -> AsyncIterator[Delta]:
+    ) -> AsyncGenerator[Delta, None]:
         """The pieces of all n answers as they come. What is wrong with the request is a ValueError before the first;
-        EngineError if the engine fails. Closing the iterator cancels the request.
+        EngineError if the engine fails. Closing the generator cancels the request.
         """
         ...
 

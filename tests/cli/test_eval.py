@@ -1,9 +1,11 @@
 """`plait eval` from end to end: a random model, its tokenizer, in this process and behind HTTP."""
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from plait.eval.registry import TASKS
 from plait.model import LanguageModel, init_weights
 from plait.model.checkpoint import save_model
 from plait.serve import LLM
-from plait.text import GenerationRequest, SamplingParams, ScoreRequest, train_tokenizer
+from plait.text import ScoreRequest, train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -85,52 +87,80 @@ def test_recall_agrees_with_a_plain_forward(folder: Path, tmp_path: Path) -> Non
         assert record["logprob"] == pytest.approx(float(expected), abs=1e-4)
 
 
-@pytest.fixture
-def url(folder: Path) -> Iterator[str]:
-    """The smallest server that speaks /v1/completions with token ids, echo and logprobs."""
+MULTIPLE_CHOICE = """
+task: sums
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}, dev: {rows}}}}}
+test_split: test
+fewshot_split: dev
+fewshot_config: {{sampler: first_n}}
+num_fewshot: 2
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}\nAnswer:"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: answer
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+metadata: {{version: 0.0}}
+"""
+
+
+def test_the_harness_itself_agrees_with_a_plain_forward(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lm-evaluation-harness on a task of ours: its log-likelihoods are those of one call of the model, to 1e-4."""
+    pytest.importorskip("lm_eval", reason="needs the extra `eval`")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    rows = [{"question": f"What is {n} plus 2?", "choices": [str(n + 2), str(n)], "answer": 0} for n in range(4)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "sums.yaml").write_text(MULTIPLE_CHOICE.format(rows=tmp_path / "rows.jsonl"))
+    scores = run_eval("harness", folder, tmp_path / "run", "--set", "tasks=sums", "--set", f"include={tmp_path}/tasks",
+                      "--price", "1,1")  # fmt: skip
+    assert list(scores["groups"]) == ["sums"]
+    assert scores["tokens"]["prompt"] > scores["tokens"]["completion"] > 0
+    assert scores["cost_usd"] > 0
     llm = LLM(folder)
-    lock = threading.Lock()
     assert llm.tokenizer is not None
+    records = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert len(records) == 4
+    for record in records:
+        for (context, continuation), found in zip(
+            json.loads(record["prompt"]), json.loads(record["output"]), strict=True
+        ):
+            assert context.count("Answer:") == 3
+            ids = [llm.tokenizer.bos_id, *llm.tokenizer.encode(context + continuation)]
+            n = len(ids) - 1 - len(llm.tokenizer.encode(context))
+            with torch.inference_mode():
+                logprobs = llm.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+            expected = sum(float(logprobs[at - 1, ids[at]]) for at in range(len(ids) - n, len(ids)))
+            assert float(found[0]) == pytest.approx(expected, abs=1e-4)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._reply({"data": [{"id": "random"}]})
 
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            echo = body.get("echo", False)
-            sampling = SamplingParams(
-                temperature=0, max_tokens=body["max_tokens"], prompt_logprobs=1 if echo else None, logprobs=1
-            )
-            with lock:
-                done = llm.generate([GenerationRequest(token_ids=body["prompt"], sampling=sampling)])[0]
-            choice = {"text": done.text, "finish_reason": done.finish_reason}
-            if echo:
-                entries = [*(done.prompt_logprobs or ()), *(done.logprobs or ())]
-                choice["logprobs"] = {
-                    "token_logprobs": [e and e.logprob for e in entries],
-                    "top_logprobs": [e and {str(i): p for i, p in e.top} for e in entries],
-                }
-            usage = {"prompt_tokens": done.prompt_tokens, "completion_tokens": done.completion_tokens}
-            self._reply({"choices": [choice], "usage": usage})
-
-        def _reply(self, content: dict) -> None:
-            data = json.dumps(content).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{http.server_port}"
-    http.shutdown()
-    http.server_close()
-    thread.join()
+@pytest.fixture(scope="module")
+def url(folder: Path) -> Iterator[str]:
+    """`plait serve` of the same model, on a free port."""
+    command = [sys.executable, "-m", "plait", "serve", str(folder), "--port", "0", "--max-context", "1024"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        said = []
+        assert server.stdout is not None
+        for line in server.stdout:
+            said.append(line)
+            if '"event":"serving"' in line:
+                break
+        assert said, "the server said nothing"
+        assert '"event":"serving"' in said[-1], said
+        reader = threading.Thread(target=server.stdout.read, daemon=True)  # so that its log never fills the pipe
+        reader.start()
+        yield json.loads(said[-1])["url"]
+    finally:
+        server.send_signal(signal.SIGINT)
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
 
 
 @pytest.mark.parametrize(
@@ -190,7 +220,7 @@ def test_data_is_named_by_flag_or_variable(
 
 
 def test_log_likelihoods_of_text_agree_too(folder: Path, url: str) -> None:
-    from plait.eval.client import OpenAIClient
+    from plait.text.openai_client import OpenAIClient
 
     llm = LLM(folder)
     requests = [

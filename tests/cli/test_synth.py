@@ -68,6 +68,30 @@ def test_one_line_says_what_is_wrong(args: list[str], code: int, message: str, c
     assert not (tmp_path / "out").exists()
 
 
+def test_a_mix_of_kinds_with_some_put_aside(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    train_tokenizer([default_corpus()[0][0].text], 600).save(tmp_path / "tokenizer")
+    made = run_json(capsys, "synth", "table_qa", "--n", 40, "--out", tmp_path / "qa")
+    args = ["--tokenizer", tmp_path / "tokenizer", "--out", tmp_path / "a", "--heldout", tmp_path / "b"]
+    mixes = run_json(capsys, "synth", "mix", "--long-context", made["chat"], *args, "--heldout-share", 0.3)
+    kept, aside = (mixes[str(tmp_path / name)]["parts"][0] for name in "ab")
+    assert kept["kind"] == aside["kind"] == "long_context"
+    assert kept["conversations"] + aside["conversations"] == 40
+    assert 4 <= aside["conversations"] <= 20
+    assert open_shards(tmp_path / "b").loss_mask.sum() == aside["learned_tokens"] > 0
+    assert main(["synth", "mix", made["chat"], "--tokenizer", "demo", "--out", str(tmp_path / "c")]) == 0
+    assert "table_qa" in capsys.readouterr().out
+
+
+def test_recorded_conversations_need_no_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    chat = "USER: Hi\n\n\nASSISTANT: {} <|endoftext|>\n\n\n"
+    rows = [{"system": "SYSTEM: no functions", "chat": chat.format(text)} for text in ("Hello.", "")]
+    (tmp_path / "glaive.json").write_text(json.dumps(rows))
+    made = run_json(capsys, "synth", "tool_records", "--records", tmp_path / "glaive.json", "--out", tmp_path / "r")
+    assert made["n_records"] == 1
+    assert made["stages"][2]["dropped"] == {"empty answer": 1}
+    assert main(["synth", "tool_records", "--records", "nowhere", "--out", str(tmp_path / "x")]) == 2
+
+
 def test_mix_names_files_that_are_not_there(capsys, tmp_path: Path) -> None:
     args = ["--tokenizer", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main(["synth", "mix", "nowhere.jsonl", *args]) == 2
@@ -101,6 +125,28 @@ class Endpoint(BaseHTTPRequestHandler):
 
     def log_message(self, *args: object) -> None:
         pass
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (["document_qa"], "not the JSON that was asked for"),
+        (["document_qa", "--similarity", "meaning", "--context", "2000"], "not the JSON that was asked for"),
+        (["tool_use", "--case", "one_call"], "calls are not the assignment"),
+        (["table_qa", "--paragraphs"], "cell missing in the text"),
+    ],
+)
+def test_a_model_that_knows_nothing_leaves_a_funnel_that_says_why(
+    args: list[str], reason: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        where = "--model", f"http://127.0.0.1:{server.server_port}", "--out", tmp_path / "a"
+        made = run_json(capsys, "synth", *args, "--n", 3, *where)
+        server.shutdown()
+    assert made["n_records"] == 0
+    assert {key: n for stage in made["stages"] for key, n in stage["dropped"].items()} == {reason: 3}
+    assert reason in (tmp_path / "a" / "funnel.html").read_text(encoding="utf-8")
 
 
 def test_any_chat_endpoint_will_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

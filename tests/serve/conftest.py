@@ -1,15 +1,17 @@
 """Models to serve: random ones of any shape, with or without a tokenizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from plait.config import ModelConfig
 from plait.data import default_corpus
 from plait.model import LanguageModel, init_weights
 from plait.model.checkpoint import save_model
+from plait.model.state import State
 from plait.serve import LLM
 from plait.text import Tokenizer, train_tokenizer
 
@@ -23,6 +25,23 @@ TINY = {
 def tokenizer() -> Tokenizer:
     """400 ids in the compact layout."""
     return train_tokenizer([document.text for document in default_corpus()[1][:8]], 400)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unwritten_pools_hold_nan() -> Iterator[None]:
+    """So that reading a slot or page that nobody wrote shows."""
+    empty = State.empty.__func__  # type: ignore[attr-defined]
+
+    def filled(cls: type[State], *args: Any, **kwargs: Any) -> State:
+        state = empty(cls, *args, **kwargs)
+        for pool in (state.conv, state.ssm, state.k, state.v):
+            if pool.is_floating_point():
+                pool.fill_(torch.nan)
+        return state
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(State, "empty", classmethod(filled))
+        yield
 
 
 MakeFolder = Callable[..., Path]

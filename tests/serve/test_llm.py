@@ -4,7 +4,6 @@ import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from weakref import ref
 
 import pytest
 import torch
@@ -14,30 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import plait
-from plait.model.state import State
 from plait.serve import LLM, SamplingParams, find_model
+from plait.serve.plan import StepPlan
 from plait.text import GenerationRequest, Generator, ScoreRequest, Tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 NEAR = 2e-4  # between logits of a sequence fed whole and in pieces, fp32
-
-
-@pytest.fixture(autouse=True)
-def states(monkeypatch: pytest.MonkeyPatch) -> list[ref[State]]:
-    """Every state made. Unwritten slots and pages hold NaN, so reading one shows."""
-    made: list[ref[State]] = []
-    empty = State.empty.__func__  # type: ignore[attr-defined]
-
-    def filled(cls: type[State], *args: Any, **kwargs: Any) -> State:
-        state = empty(cls, *args, **kwargs)
-        for pool in (state.conv, state.ssm, state.k, state.v):
-            pool.fill_(torch.nan)
-        made.append(ref(state))
-        return state
-
-    monkeypatch.setattr(State, "empty", classmethod(filled))
-    return made
 
 
 @torch.inference_mode()
@@ -61,7 +43,7 @@ def test_the_golden_checkpoints_answer_as_recorded(name: str, limits: dict[str, 
     padded, expected = golden["generated"][:, :length], golden["generated"][:, length:].tolist()
     prompts = [row[real > 0].tolist() for row, real in zip(padded, golden["attention_mask"], strict=True)]
     params = SamplingParams(temperature=0, max_tokens=len(expected[0]), ignore_eos=True)
-    done = LLM(GOLDEN / name, **limits).generate(prompts, params)
+    done = LLM(GOLDEN / name, cache_tokens=4096, **limits).generate(prompts, params)
     assert [list(c.token_ids) for c in done] == expected
 
 
@@ -91,7 +73,8 @@ prompt_ids = st.lists(st.integers(0, 49), min_size=1, max_size=40)
 def test_greedy_answers_are_those_of_the_plain_model(
     any_llm: LLM, prompts: list[list[int]], lengths: list[int], max_batched_tokens: int, max_running: int
 ) -> None:
-    any_llm.max_batched_tokens, any_llm.max_running = max_batched_tokens, max_running
+    limits = any_llm.engine.limits
+    limits.max_batched_tokens, limits.max_running = max_batched_tokens, max_running
     fed: list[int] = []
     handle = any_llm.model.register_forward_pre_hook(lambda _, args: fed.append(args[0].shape[1]))
     requests = [
@@ -344,39 +327,70 @@ def test_a_seed_gives_the_same_tokens_whatever_else_runs(llm: LLM) -> None:
     assert len(set(unseeded)) == 3
 
 
-def n_live(states: list[ref[State]]) -> int:
-    gc.collect()
-    return sum(state() is not None for state in states)
+def assert_idle(llm: LLM) -> None:
+    """Nothing is left of any request but what the prefix cache keeps."""
+    llm.engine.check()
+    stats = llm.engine.stats()
+    assert (stats.running, stats.waiting, stats.slots_used) == (0, 0, 0)
+    assert llm.engine.is_idle
 
 
-def test_a_stream_that_is_left_lets_go_of_its_state(llm: LLM, states: list[ref[State]]) -> None:
+def test_a_stream_that_is_left_ends_its_request(llm: LLM) -> None:
     stream = llm.stream("Emma", GREEDY)
     first = next(stream)
-    assert n_live(states) == 1
+    assert llm.engine.stats().running == 1
     assert not torch.is_inference_mode_enabled()
     del stream
-    assert (len(states), n_live(states)) == (1, 0)
+    gc.collect()
+    assert_idle(llm)
     assert "".join(llm.stream("Emma", GREEDY)).startswith(first)
+    llm.stream("Emma", GREEDY)  # never begun
+    assert_idle(llm)
 
 
-def test_an_error_lets_go_of_the_state_and_the_next_call_works(
-    bare: LLM, states: list[ref[State]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_streams_and_calls_side_by_side(llm: LLM) -> None:
+    alone = ["".join(llm.stream(prompt, GREEDY)) for prompt in ("Emma", "Harriet")]
+    one, two = llm.stream("Emma", GREEDY), llm.stream("Harriet", GREEDY)
+    texts = [next(one), next(two)]
+    (whole,) = llm.generate("Emma", GREEDY)
+    texts[1] += "".join(two)
+    texts[0] += "".join(one)
+    assert [*texts, whole.text] == [*alone, alone[0]]
+    assert_idle(llm)
+
+
+def test_an_error_ends_what_is_under_way_and_the_next_call_works(bare: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = bare.generate([[1, 2, 3]], GREEDY)
-    forward, calls = bare.model.forward, iter(range(100))
+    launch, calls = bare.engine.executor.launch, iter(range(100))
 
-    def failing(*args: Any, **kwargs: Any) -> Any:
+    def failing(plan: StepPlan) -> None:
+        launch(plan)
         if next(calls) == 3:
             raise RuntimeError("out of memory")
-        return forward(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bare.model, "forward", failing)
+        patch.setattr(bare.engine.executor, "launch", failing)
         with pytest.raises(RuntimeError, match="out of memory"):
             bare.generate([[1, 2, 3], [4]], GREEDY)
-    assert (len(states), n_live(states)) == (2, 0)
+    assert_idle(bare)
     assert not torch.is_inference_mode_enabled()
     assert bare.generate([[1, 2, 3]], GREEDY) == expected
+
+
+def test_a_prompt_seen_before_starts_at_its_last_page(make_folder: Any) -> None:
+    llm = LLM(make_folder())
+    prompt = list(range(40)) * 3
+    (first,) = llm.generate([prompt], GREEDY)
+    before = llm.engine.stats()
+    assert llm.generate([prompt], GREEDY) == [first]
+    after = llm.engine.stats()
+    assert after.prefix_usable_total - before.prefix_usable_total == (len(prompt) - 1) // 16 * 16
+    (whole,) = llm.generate([[*prompt, *first.token_ids, 7]], GREEDY)  # the next turn starts where the answer ended
+    assert llm.engine.stats().prefix_usable_total - after.prefix_usable_total == len(prompt) + len(first.token_ids) - 1
+    assert_greedy(llm, [*prompt, *first.token_ids, 7], whole.token_ids)
+    off = LLM(make_folder(), prefix_cache=False)
+    assert off.generate([prompt, prompt], GREEDY) == [first, first]
+    assert (off.engine.stats().prefix_usable_total, off.engine.stats().pages_used) == (0, 0)
 
 
 @pytest.mark.parametrize(

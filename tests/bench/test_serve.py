@@ -1,0 +1,63 @@
+"""`plait bench serve` on the model that ships: every point is complete, its counts right, its floor not beaten."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from plait.bench.load import Load, figures
+from plait.bench.serve import PlanningClock, bench_engine
+from plait.cli import main
+from plait.serve.build import build
+from plait.serve.options import EngineOptions
+
+
+def test_an_engine_under_load_answers_every_request_in_full() -> None:
+    built = build(EngineOptions("demo", max_context=64, max_running=3, cache_tokens=256, prefix_cache=False))
+    load = Load(20, 6, 7, concurrency=3)
+    clock = PlanningClock(built.engine)
+    answered = bench_engine(built.engine, load, built.model.config.vocab_size)
+    clock.stop()
+    assert [a.n_tokens for a in answered] == [6] * 7
+    assert built.engine.is_idle
+    built.engine.check()
+    assert 0 < clock.share < 1
+    assert "plan" not in vars(built.engine.scheduler)
+    result = figures(load, answered)
+    assert result.n_failed == 0
+    assert result.new_tokens_per_s == pytest.approx(42 / result.seconds)
+    with pytest.raises(ValueError, match="concurrency"):
+        bench_engine(built.engine, Load(4, 2, 1, rate=1.0), 50)
+
+
+def test_the_command_prints_a_point_for_each_batch_and_context(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="pictures are an extra")
+    picture = tmp_path / "serve.png"
+    command = ["bench", "serve", "demo", "--batch", "1,2", "--context", "8,16", "--new-tokens", "4", "--requests", "2"]
+    assert main([*command, "--json", "--plot", str(picture)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(p["load"]["prompt_tokens"], p["load"]["concurrency"]) for p in told["points"]] == [
+        (8, 1), (8, 2), (16, 1), (16, 2),
+    ]  # fmt: skip
+    for point in told["points"]:
+        assert 0 < point["decode_share"] < 1
+        assert point["peak_bytes"] > 0
+        assert (point["prefill_share"] is None) == (point["load"]["concurrency"] > 1)
+    assert told["weights"] == "int8_experts_mlp"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--rate", "2"], "--url"),
+        (["--batch", "one"], "--batch 'one'"),
+        (["--url", "http://127.0.0.1:1/v1"], "--vocab-size"),
+        (["--batch", "0"], "concurrency=0"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "serve", "demo", *arguments]) == 2
+    assert told in capsys.readouterr().err

@@ -1,0 +1,49 @@
+"""`plait serve`: what is refused before a model is loaded, and keys."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plait.cli import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--host", "0.0.0.0"], "no API key"),
+        (["--port", "99999"], "port=99999"),
+        (["--max-running", "0"], "max_running=0"),
+        (["--new-key", "ann"], "--api-keys FILE"),
+    ],
+)
+def test_wrong_usage(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PLAIT_API_KEY", raising=False)
+    assert main(["serve", "demo", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert said in err
+
+
+def test_a_new_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "keys"
+    assert main(["serve", "demo", "--new-key", "ann", "--api-keys", str(file)]) == 0
+    key = capsys.readouterr().out.strip()
+    assert key.startswith("plait-")
+    assert len(key) > 40
+    assert file.read_text().startswith("ann sha256:")
+    assert main(["serve", "demo", "--new-key", "ann", "--api-keys", str(file)]) == 1
+
+
+def test_a_key_from_the_environment_opens_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    from plait.cli import _parser
+    from plait.cli.serve import server_settings
+
+    monkeypatch.setenv("PLAIT_API_KEY", "secret")
+    args: Any = _parser().parse_args(["serve", "demo", "--host", "0.0.0.0", "--max-body-mib", "0.5", "--drain", "3"])
+    settings = server_settings(args)
+    assert settings.api_keys == ("secret",)
+    assert (settings.max_body_bytes, settings.drain_s) == (524_288, 3)

@@ -1,0 +1,53 @@
+import pytest
+
+from plait.accounting import kv_bytes, recurrent_bytes
+from plait.config import ModelConfig, presets
+from plait.serve.fit import GIB, Fitted, fit_pools
+from plait.serve.options import EngineOptions
+
+MINI = presets["jamba-1.5-mini"]
+
+
+def fitted(config: ModelConfig = MINI, gib: float = 20, **options: object) -> Fitted:
+    return fit_pools(
+        config, EngineOptions("m", **options), page_size=16, dtype="bfloat16", kv_dtype="bfloat16",
+        free_bytes=int(gib * GIB),
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+@pytest.mark.parametrize("gib", [4.5, 5, 20, 60])
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_what_is_set_aside_fits_and_holds_the_longest_sequence(gib: float, prefix_cache: bool) -> None:
+    got = fitted(gib=gib, prefix_cache=prefix_cache)
+    used = got.sizes.slots * got.state_bytes + got.sizes.pages * got.page_bytes
+    assert 0.95 * min(gib, 16 * 4) * GIB < used <= gib * GIB
+    assert got.max_context == MINI.max_context
+    assert got.sizes.pages * 16 >= got.max_context
+    assert got.sizes.slots > 16 if prefix_cache and gib > 5 else got.sizes.slots >= 16
+    assert (got.page_bytes, got.state_bytes) == (kv_bytes(MINI, 16), recurrent_bytes(MINI))
+
+
+def test_a_context_that_does_not_fit() -> None:
+    got = fitted(gib=2)  # the model's own 256K would take 4 GiB
+    assert 100_000 < got.max_context < MINI.max_context
+    assert got.max_context <= got.sizes.pages * 16
+    with pytest.raises(ValueError, match=r"max_context=262144 with max_running=16 needs 4.24 GiB .* there are 2.00"):
+        fitted(gib=2, max_context=262_144)
+    with pytest.raises(ValueError, match="needs"):
+        fitted(gib=0.1)
+
+
+def test_given_sizes_are_taken_as_they_are() -> None:
+    got = fitted(cache_tokens=1000, cached_states=5, max_running=3, host_gib=1, disk="d", disk_gib=2)
+    assert (got.sizes.pages, got.sizes.slots, got.max_context) == (63, 8, 1008)
+    host = got.sizes.host_slots * got.state_bytes + got.sizes.host_pages * got.page_bytes
+    assert 0.97 * GIB < host <= GIB
+    assert got.sizes.disk_pages == pytest.approx(2 * got.sizes.host_pages, abs=2)
+    assert fitted(prefix_cache=False).sizes.slots == 16
+
+
+def test_models_with_one_kind_of_memory() -> None:
+    only_attention = fitted(ModelConfig(**{**vars(MINI), "attn_period": 1, "attn_offset": 0}))
+    assert only_attention.state_bytes == 0
+    only_mamba = fitted(ModelConfig(**{**vars(MINI), "attn_period": 99, "attn_offset": 98}))
+    assert (only_mamba.page_bytes, only_mamba.max_context) == (0, MINI.max_context)
