@@ -11,11 +11,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from plait.recipes.sft import sft_demo, sft_long
 from plait.recipes.tiny import demo, tiny_cpu
 from plait.train.config import TrainConfig, with_settings
 
 Recipe = Callable[[], TrainConfig]
-RECIPES: dict[str, Recipe] = {recipe.__name__: recipe for recipe in (tiny_cpu, demo)}
+RECIPES: dict[str, Recipe] = {recipe.__name__: recipe for recipe in (tiny_cpu, demo, sft_demo, sft_long)}
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> TrainConfig:

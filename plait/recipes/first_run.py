@@ -27,7 +27,8 @@ from plait.recipes.tiny import tiny_cpu
 from plait.serve import LLM
 from plait.text import SamplingParams
 from plait.train.config import TrainConfig, with_settings
-from plait.train.loop import evaluate, heldout_rows, train
+from plait.train.evaluation import evaluate, heldout_rows
+from plait.train.loop import train
 from plait.train.metrics import read_metrics
 
 PROMPT = "Emma was very glad to see"

@@ -18,14 +18,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from plait.model.network import LanguageModel
-
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+from plait.train.ema import Ema
+from plait.train.guard import Guard
+from plait.train.optimizer import AnyOptimizer, states
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: LanguageModel, optimizer: torch.optim.Optimizer, *, keep: int
+    folder: Path,
+    step: int,
+    model: LanguageModel,
+    optimizer: AnyOptimizer,
+    *,
+    keep: int,
+    keep_every: int = 0,
+    ema: Ema | None = None,
+    guard: Guard | None = None,
 ) -> Path:
-    """Write the state after `step` steps under `folder`, and drop all but the newest `keep`.
+    """Write the state after `step` steps under `folder`, and drop all but the newest `keep` and every `keep_every`-th
+    step's.
 
     Raises FloatingPointError for parameters that are not finite and OSError when the disk is full; then nothing is
     left of it, and the older ones stay.
@@ -41,15 +51,29 @@ def save_checkpoint(
     try:
         _save_tensors(parameters, partial / "model.safetensors")
         _save_tensors(_moments(model, optimizer), partial / "optimizer.safetensors")
-        (partial / "state.json").write_text(json.dumps({"step": step, "torch": torch.__version__}) + "\n")
+        if ema is not None and ema.weights:
+            _save_tensors({name: w.cpu() for name, w in ema.weights.items()}, partial / "ema.safetensors")
+        (partial / "state.json").write_text(state_text(step, guard))
         for path in partial.iterdir():
             _sync(path)
         os.rename(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    drop_old(folder, keep=keep, keep_every=keep_every)
     return final
+
+
+def state_text(step: int, guard: Guard | None) -> str:
+    """The contents of state.json."""
+    state = {"step": step, "torch": torch.__version__, "guard": None if guard is None else guard.state()}
+    return json.dumps(state) + "\n"
+
+
+def drop_old(folder: Path, *, keep: int, keep_every: int) -> None:
+    """Delete all checkpoints but the newest `keep`, and those of steps that `keep_every` divides."""
+    for old in checkpoints(folder)[:-keep]:
+        if not keep_every or int(old.name.removeprefix("step-")) % keep_every:
+            shutil.rmtree(old)
 
 
 def _check_finite(parameters: dict[str, Tensor], step: int) -> None:
@@ -78,32 +102,49 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.suffix != ".partial")
 
 
-def load_checkpoint(path: Path, model: LanguageModel, optimizer: torch.optim.Optimizer) -> int:
-    """Put a checkpoint's state into the model and the optimizer; returns the number of steps done. Mutates both.
+def load_checkpoint(
+    path: Path, model: LanguageModel, optimizer: AnyOptimizer, ema: Ema | None = None, guard: Guard | None = None
+) -> int:
+    """Put a checkpoint's state into the model, the optimizer and what else is given; returns the number of steps done.
+    Mutates them.
 
     Raises ValueError for a damaged checkpoint and for one of another model.
     """
     parameters = dict(model.named_parameters())
+    files = ["model", "optimizer", *(["ema"] if ema is not None and ema.weights else [])]
     try:
-        saved, moments = (load_file(path / f"{name}.safetensors") for name in ("model", "optimizer"))
-        step = int(json.loads((path / "state.json").read_text())["step"])
+        saved, moments, *averaged = (load_file(path / f"{name}.safetensors") for name in files)
+        step = read_state(path, guard)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it, and --resume goes on from the one before") from error
     if {n: t.shape for n, t in saved.items()} != {n: p.shape for n, p in parameters.items()}:
         raise ValueError(
             f"{path} was written by a model of another shape; give this run another --out, or the old settings"
         )
+    of_parameter = states(optimizer)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(saved[name])
-    for name, parameter in parameters.items():
-        optimizer.state[parameter] = {m: moments[f"{name}/{m}"].to(parameter.device) for m in MOMENTS}
+            for moment, tensor in of_parameter[parameter].items():
+                tensor.copy_(moments[f"{name}/{moment}"])
+        if ema is not None and averaged:
+            for name, tensor in ema.weights.items():
+                tensor.copy_(averaged[0][name])
     return step
 
 
-def _moments(model: LanguageModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def read_state(path: Path, guard: Guard | None) -> int:
+    """state.json: returns the step, and fills the guard."""
+    state = json.loads((path / "state.json").read_text())
+    if guard is not None and state.get("guard"):
+        guard.load(state["guard"])
+    return int(state["step"])
+
+
+def _moments(model: LanguageModel, optimizer: AnyOptimizer) -> dict[str, Tensor]:
+    of_parameter = states(optimizer)
     return {
-        f"{name}/{moment}": optimizer.state[parameter][moment].detach().cpu()
+        f"{name}/{moment}": tensor.detach().cpu()
         for name, parameter in model.named_parameters()
-        for moment in MOMENTS
+        for moment, tensor in of_parameter[parameter].items()
     }

@@ -12,20 +12,36 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from plait.config import ModelConfig, presets
+from plait.parallel.mesh import ParallelConfig
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Where the tokens come from. Texts are tokenized once, into the run's folder; shards are read where they lie."""
 
-    train: str = "default"  # the corpus that ships, or a .txt or .jsonl file, a folder of them, or a shards folder
+    train: str = "default"  # the corpus that ships, a .txt or .jsonl file, a folder of them, shards, or FOLDER:WEIGHT,…
     heldout: str = "default"
     tokenizer: str = "train"  # train one on the training text, or a folder that holds one
+    packing: Literal["stream", "planned"] = "stream"  # documents end to end, or whole where they fit (data/packing.py)
+    stage: str = ""  # sets the order of the data apart from that of other stages with the same seed
+    long_tokens: int = 0  # with long_share: documents of at least so many tokens give that share of all tokens
+    long_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.packing not in ("stream", "planned"):
+            raise ValueError(f"data.packing={self.packing!r} must be 'stream' or 'planned'")
+        if bool(self.long_tokens) != bool(self.long_share) or not 0 <= self.long_share < 1 or self.long_tokens < 0:
+            raise ValueError(
+                f"data.long_tokens={self.long_tokens} and data.long_share={self.long_share}: give both, the "
+                "share between 0 and 1, or neither"
+            )
+        if self.long_tokens and self.packing != "planned":
+            raise ValueError("data.long_tokens needs data.packing=planned")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with warm-up, then a cosine or a constant rate with a linear decay at the end (WSD)."""
+    """AdamW, or Muon for matrices; warm-up, then a cosine or a constant rate with a linear decay at the end (WSD)."""
 
     lr: float = 1e-3
     beta1: float = 0.9
@@ -37,6 +53,8 @@ class OptimConfig:
     schedule: Literal["cosine", "wsd"] = "cosine"
     decay_share: float = 0.2  # wsd: the last share of the steps, in which the rate falls
     final_share: float = 0.1  # of lr, at the last step
+    kind: Literal["adamw", "muon"] = "adamw"  # muon: for matrices, and AdamW for the rest
+    ema: float = 0.0  # decay of an average of the weights, exported as model-ema/; 0: none
 
     def __post_init__(self) -> None:
         _positive(self, "lr", "eps", "grad_clip")
@@ -51,8 +69,31 @@ class OptimConfig:
             raise ValueError(
                 f"warmup_steps={self.warmup_steps} and weight_decay={self.weight_decay} must not be negative"
             )
+        if self.kind not in ("adamw", "muon"):
+            raise ValueError(f"kind={self.kind!r} must be 'adamw' or 'muon'")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema={self.ema} must be at least 0 and less than 1")
         if self.schedule not in ("cosine", "wsd"):
             raise ValueError(f"schedule={self.schedule!r} must be 'cosine' or 'wsd'")
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """What happens when a loss is not finite, or is more than `spike` times the median of the last `window` (0: any
+    finite loss is taken).
+    """
+
+    action: Literal["stop", "skip", "rewind"] = "stop"  # leave the batch out, or all since the checkpoint
+    spike: float = 0.0
+    window: int = 32
+    most: int = 10  # skips and rewinds in a row, after which the run stops
+
+    def __post_init__(self) -> None:
+        if self.action not in ("stop", "skip", "rewind"):
+            raise ValueError(f"guard.action={self.action!r} must be 'stop', 'skip' or 'rewind'")
+        if self.spike and not 1 < self.spike < math.inf:
+            raise ValueError(f"guard.spike={self.spike} must be 0 (off) or greater than 1")
+        _counts(self, "window", "most")
 
 
 @dataclass(frozen=True)
@@ -61,6 +102,7 @@ class LossConfig:
 
     balance: float = 0.01
     router_z: float = 1e-4
+    logit_z: float = 0.0  # of the squared log-partition of the next token
     activation: float = 0.0  # alpha of paper section 3.2, which used 1e-5
 
     def __post_init__(self) -> None:
@@ -71,7 +113,11 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. `batch` rows of `seq` tokens make a step, in `accumulate` passes."""
+    """One run. `batch` rows of `seq` tokens make a step, in `accumulate` passes.
+
+    precision bfloat16: products, with fp32 parameters and optimizer (16 bytes a parameter); bfloat16_weights: parameters
+    (but those of the SSM), gradients and moments too (8 bytes), so that small updates are lost to rounding.
+    """
 
     name: str
     model: ModelConfig
@@ -84,20 +130,33 @@ class TrainConfig:
     accumulate: int = 1
     seed: int = 0
     device: str = "auto"  # cpu, cuda, or the better of what is there
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the products; parameters and optimizer are fp32
+    precision: Literal["float32", "bfloat16", "bfloat16_weights"] = "float32"  # what is narrow: nothing; products; all
     log_every: int = 10
     eval_every: int = 100
     eval_rows: int = 64  # rows of the held-out text, from its start
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
+    keep_every: int = 0  # checkpoints of steps that this divides are never dropped; 0: none
+    parallel: ParallelConfig = field(default_factory=lambda: ParallelConfig(dp_shard=0))
+    recompute: Literal["none", "selective", "full"] = "none"  # of each layer's activations (train/recompute.py)
+    compile: bool = False  # each layer by torch.compile
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    hang_seconds: int = 1800  # without a step, after which every process prints its stacks and ends
+    profile_step: int = 0  # the three steps from this one are written to profile/; 0: none
+    start: str = ""  # folder of a model whose weights the run begins with; empty draws them
 
     def __post_init__(self) -> None:
         _counts(self, "steps", "seq", "batch", "accumulate", "log_every")
         _counts(self, "eval_every", "eval_rows", "checkpoint_every", "keep_checkpoints")
         if self.batch % self.accumulate:
             raise ValueError(f"batch={self.batch} must be a multiple of accumulate={self.accumulate}")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision={self.precision!r} must be 'float32' or 'bfloat16'")
+        if self.precision not in ("float32", "bfloat16", "bfloat16_weights"):
+            raise ValueError(f"precision={self.precision!r} must be 'float32', 'bfloat16' or 'bfloat16_weights'")
+        if self.recompute not in ("none", "selective", "full"):
+            raise ValueError(f"recompute={self.recompute!r} must be 'none', 'selective' or 'full'")
+        _counts(self, "hang_seconds")
+        if self.keep_every < 0 or self.profile_step < 0:
+            raise ValueError(f"keep_every={self.keep_every} and profile_step={self.profile_step} must not be negative")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} must not be negative")
 

@@ -1,4 +1,4 @@
-"""The one training loop: every stage is this, with another recipe (paper section 5.2)."""
+"""The one training loop: every stage is this, with another recipe (paper section 5.2), on any grid of processes."""
 
 from __future__ import annotations
 
@@ -6,34 +6,43 @@ import math
 import signal
 import statistics
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+import torch.distributed as dist
 
 from plait.accounting import account
-from plait.data.loader import Batch, Loader, evaluation_batches
+from plait.data.loader import Loader
+from plait.data.mixture import Mixture
 from plait.data.prepare import Prepared, prepare
 from plait.data.shards import TokenShards
 from plait.model.checkpoint import save_model
-from plait.model.init import init_weights
-from plait.model.layout import Layout
 from plait.model.linear import route_fp32_products
-from plait.model.losses import IGNORE, activation_loss, balance_loss, next_token_loss, router_z_loss
 from plait.model.network import LanguageModel
-from plait.model.stats import LayerStats
+from plait.parallel.mesh import Mesh
+from plait.parallel.placement import placements
+from plait.parallel.plan import Plan, parallelize
 from plait.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from plait.train.config import TrainConfig
-from plait.train.metrics import MetricsFile, TensorBoard, TrainProgress, read_metrics
-from plait.train.optimizer import adamw, set_learning_rate
+from plait.train.ema import Ema
+from plait.train.evaluation import evaluate
+from plait.train.export import exported
+from plait.train.guard import Guard
+from plait.train.metrics import Reporter, read_metrics
+from plait.train.optimizer import AnyOptimizer, make_optimizer, set_learning_rate
+from plait.train.processes import Watch, joined, pick_device
+from plait.train.profile import profiled
+from plait.train.recompute import recompute
 from plait.train.report import write_report
 from plait.train.run_folder import check_folder, claim_folder
+from plait.train.sharded_checkpoint import METADATA, ShardedCheckpoints, load_sharded
+from plait.train.start import first_weights
+from plait.train.step import own_rows, train_step
+from plait.train.utilization import Clock
 
 
 @dataclass(frozen=True)
@@ -48,75 +57,155 @@ class Result:
     tokens_per_second: float  # in training steps; the median of what was logged
 
 
+@dataclass
+class Trainee:
+    """What a run changes."""
+
+    model: LanguageModel
+    plan: Plan
+    optimizer: AnyOptimizer
+    ema: Ema
+    guard: Guard
+
+    def load(self, path: Path, guard: Guard | None = None) -> int:
+        """Put a checkpoint's state in place; returns its step."""
+        guard = guard or self.guard
+        if (path / METADATA).exists():
+            return load_sharded(path, self.model, self.optimizer, self.ema, guard, self.plan)
+        if self.plan.mesh is not None:
+            raise ValueError(f"{path} was written by a run without --nproc; go on as it was started")
+        return load_checkpoint(path, self.model, self.optimizer, self.ema, guard)
+
+
 def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Result:
     """Run `config`, writing config.json, metrics.jsonl, checkpoints/, tensorboard/, model/ (the public layout),
-    loss.png and report.html.
+    loss.png and report.html. Started by torchrun, it is one of the processes of `config.parallel`.
 
     `resume` goes on from the newest checkpoint (or starts, if there is none) and gives the same numbers as a run never
     stopped. Raises ValueError if `out` holds another run, FloatingPointError when the loss is no longer finite.
     """
-    check_folder(out, config, resume=resume)
-    device = torch.device(_device(config.device))
+    device = pick_device(config.device)
     if device.type == "cpu":
         route_fp32_products()
-    data = prepare(out / "data", **asdict(config.data), vocab_size=config.model.vocab_size)
-    _check_special_ids(config, data.train)
-    claim_folder(out, config)
-    loader = Loader(data.train, seq=config.seq, batch=config.batch, seed=config.seed)
-    model = init_weights(LanguageModel(config.model), seed=config.seed).to(device).train()
-    optimizer = adamw(model, config.optim)
-    found = checkpoints(out / "checkpoints")
-    step = saved = first = load_checkpoint(found[-1], model, optimizer) if resume and found else 0
+    with joined(config, device) as mesh:
+        data = _claim(config, out, mesh, resume=resume)
+        trainee = _trainee(config, device, mesh)
+        found = checkpoints(out / "checkpoints") if resume else []
+        first = trainee.load(found[-1]) if found else 0
+        step = _steps(config, out, device, data, trainee, first)
+        return _finish(out, config, trainee, data, step)
 
-    started, trained, n_timed = time.perf_counter(), 0.0, 0  # seconds of, and steps since, the line logged last
-    with (
-        MetricsFile(out / "metrics.jsonl", step) as metrics,
-        TensorBoard(out / "tensorboard", step) as board,
-        TrainProgress(config.name, config.steps, step) as progress,
-        _stop_signal() as stop,
-    ):
-        progress.say(model.kernels())
-        while step < config.steps and not stop.is_set():
-            before = time.perf_counter()
-            lr = set_learning_rate(optimizer, config.optim, step, config.steps)
-            record = train_step(model, optimizer, loader.batch(step), config, device)
-            trained, n_timed = trained + time.perf_counter() - before, n_timed + 1
+
+def _claim(config: TrainConfig, out: Path, mesh: Mesh | None, *, resume: bool) -> Prepared:
+    """The run's data. The first process makes the folder and tokenizes; the others wait for it."""
+    if mesh is not None and dist.get_rank() > 0:
+        dist.barrier()
+    else:
+        check_folder(out, config, resume=resume)
+    data = prepare(out / "data", **asdict(config.data), vocab_size=config.model.vocab_size)
+    if mesh is None or dist.get_rank() == 0:
+        _check_special_ids(config, data.train)
+        claim_folder(out, config)
+        if mesh is not None:
+            dist.barrier()
+    return data
+
+
+def _trainee(config: TrainConfig, device: torch.device, mesh: Mesh | None) -> Trainee:
+    model = first_weights(config).to(device).train()
+    if config.precision == "bfloat16_weights":
+        model.to_dtype(torch.bfloat16)
+    model = recompute(model, config.recompute)
+    if config.compile:
+        for layer in model.layers:
+            layer.compile()
+    if mesh is None:
+        plan = Plan(table=placements(config.model))
+    else:
+        plan = parallelize(model, mesh, dtype=torch.bfloat16 if config.precision == "bfloat16" else None)
+    optimizer = make_optimizer(model, config.optim, plan)
+    return Trainee(model, plan, optimizer, Ema(model, config.optim.ema), Guard(config.guard))
+
+
+def _steps(config: TrainConfig, out: Path, device: torch.device, data: Prepared, trainee: Trainee, first: int) -> int:
+    """Train from step `first` on; returns the step it ended with."""
+    plan, folder, step, saved = trainee.plan, out / "checkpoints", first, first
+    loader = Loader(data.train, seq=config.seq, batch=config.batch // config.accumulate, seed=config.seed)
+    clock = Clock(config, device, plan)
+    sharded = None
+    if plan.mesh is not None:
+        sharded = ShardedCheckpoints(folder, plan, keep=config.keep_checkpoints, keep_every=config.keep_every)
+    with ExitStack() as stack:
+        watch = stack.enter_context(Watch(config.hang_seconds, out, dist.get_rank() if plan.mesh else 0))
+        report = stack.enter_context(Reporter(out, config.name, config.steps, step, speaks=plan.is_first))
+        stop = stack.enter_context(_stop_signal())
+        profiler = stack.enter_context(profiled(out / "profile", config.profile_step, step, plan.is_first))
+        report.say(trainee.model.kernels())
+
+        def save(wait: bool) -> None:
+            model, optimizer, ema, guard = trainee.model, trainee.optimizer, trainee.ema, trainee.guard
+            if sharded is not None:
+                sharded.save(step, model, optimizer, ema, guard, wait=wait)
+            else:
+                keep, every = config.keep_checkpoints, config.keep_every
+                save_checkpoint(folder, step, model, optimizer, keep=keep, keep_every=every, ema=ema, guard=guard)
+
+        while step < config.steps and not _any(stop, plan, device):
+            watch.alive()
+            clock.start()
+            lr = set_learning_rate(trainee.optimizer, config.optim, step, config.steps)
+            batch = own_rows(loader, step + trainee.guard.shift, config, plan)
+            record = train_step(trainee.model, trainee.optimizer, batch, config, device, plan, trainee.guard.most_loss)
+            clock.stop()
+            profiler.step()
             step += 1
-            _check_finite(step, record)
-            progress.step(step)
+            verdict = trainee.guard.judge(step, record)
+            if verdict == "rewind":
+                step = saved = _rewind(folder, trainee, sharded, step)
+                report.rewind(step)
+                continue
+            if verdict == "taken":
+                trainee.ema.update(trainee.model)
+            report.step(step)
             last = step == config.steps
             if step % config.eval_every == 0 or last:
-                record["heldout_loss"] = evaluate(model, data.heldout, config, device)
-            if step % config.log_every == 0 or step == 1 or "heldout_loss" in record:
-                record = {
-                    "step": step,
-                    "tokens": step * config.tokens_per_step,
-                    "lr": lr,
-                    "tokens_per_second": n_timed * config.tokens_per_step / trained,
-                    **record,
-                }
-                trained, n_timed = 0.0, 0
-                metrics.write(record)
-                board.write(record)
-                per_step = (time.perf_counter() - started) / (step - first)
-                progress.log(record, config.steps, (config.steps - step) * per_step)
+                record["heldout_loss"] = evaluate(trainee.model, data.heldout, config, device, plan)
+            if step % config.log_every == 0 or step == 1 or "heldout_loss" in record or verdict != "taken":
+                report.log({"step": step, "tokens": step * config.tokens_per_step, "lr": lr, **clock.rates(), **record})
             if step % config.checkpoint_every == 0 or last:
-                save_checkpoint(out / "checkpoints", step, model, optimizer, keep=config.keep_checkpoints)
+                save(wait=last)
                 saved = step
+            elif sharded is not None:
+                sharded.poll()
         if saved < step:
-            save_checkpoint(out / "checkpoints", step, model, optimizer, keep=config.keep_checkpoints)
-    return _finish(out, config, model, data, step)
+            save(wait=True)
+        if sharded is not None:
+            sharded.finish()
+    return step
 
 
-def _check_finite(step: int, record: dict[str, float]) -> None:
-    if not math.isfinite(record["loss"] + record["grad_norm"]):
+def _rewind(folder: Path, trainee: Trainee, sharded: ShardedCheckpoints | None, step: int) -> int:
+    """Back to the newest checkpoint, with the batches since then left out; returns its step."""
+    if sharded is not None:
+        sharded.finish()
+    found = checkpoints(folder)
+    if not found:
         raise FloatingPointError(
-            f"step {step}: loss {record['loss']}, gradient norm {record['grad_norm']}; start anew, in another --out, "
-            "with a lower optim.lr (what was saved before this step is whole)"
+            f"step {step} went wrong and there is no checkpoint to rewind to; lower checkpoint_every"
         )
+    there = Guard(trainee.guard.config)
+    to = trainee.load(found[-1], there)
+    trainee.guard.load(there.state(), keep_count=True)
+    trainee.guard.rewound(step, to)
+    return to
 
 
-def _check_special_ids(config: TrainConfig, tokens: TokenShards) -> None:
+def _any(stop: threading.Event, plan: Plan, device: torch.device) -> bool:
+    """Whether any process was told to stop: all must end after the same step."""
+    return bool(plan.largest(torch.tensor(float(stop.is_set()), device=device))) if plan.mesh else stop.is_set()
+
+
+def _check_special_ids(config: TrainConfig, tokens: TokenShards | Mixture) -> None:
     """What begins and ends the documents must be what the model's config.json will say begins and ends them."""
     bos_id, eos_id = tokens.metadata.bos_id, tokens.metadata.eos_id
     if bos_id != config.model.bos_id or eos_id not in config.model.eos_ids:
@@ -124,108 +213,6 @@ def _check_special_ids(config: TrainConfig, tokens: TokenShards) -> None:
             f"the tokenizer has bos {bos_id} and eos {eos_id}, the model bos_id={config.model.bos_id} and "
             f"eos_ids={config.model.eos_ids}; set model.bos_id={bos_id} and model.eos_ids={eos_id}"
         )
-
-
-def train_step(
-    model: LanguageModel, optimizer: torch.optim.Optimizer, batch: Batch, config: TrainConfig, device: torch.device
-) -> dict[str, float]:
-    """One optimizer step over a batch, in config.accumulate passes; the loss is a mean over all of the batch's
-    labels. The step is not taken when the gradient is not finite, which the returned grad_norm shows.
-    """
-    n_labels = max(1, int((batch.labels != IGNORE).sum()))
-    rows = config.batch // config.accumulate
-    sums: dict[str, float] = {}
-    for first in range(0, config.batch, rows):
-        token_ids, labels, layout = to_tensors(batch, first, first + rows, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            out = model(token_ids, layout, observe=True)
-        share = int((labels != IGNORE).sum()) / n_labels
-        parts = _losses(out.logits, labels, out.stats, config)
-        extra = sum((c * parts[k] for k, c in asdict(config.losses).items() if c), torch.zeros((), device=device))
-        loss = parts["ce"] * share + extra / config.accumulate
-        loss.backward()
-        shares = {"ce": share, "loss": 1.0}
-        for name, value in {**parts, "loss": loss}.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach()) * shares.get(name, 1 / config.accumulate)
-        for name, size in _largest(out.stats, config).items():
-            sums[name] = max(sums.get(name, 0.0), size)
-    sums["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip))
-    if math.isfinite(sums["grad_norm"]):
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return sums
-
-
-def _losses(logits: Tensor, labels: Tensor, stats: tuple[LayerStats, ...], config: TrainConfig) -> dict[str, Tensor]:
-    routers = [s.router_logits for s in stats if s.router_logits is not None]
-    mamba = [i for i, kind in enumerate(config.model.layer_kinds()) if kind.mixer != "attention"]
-    has_labels = bool((labels != IGNORE).any())
-    return {
-        "ce": next_token_loss(logits, labels) if has_labels else logits.sum() * 0,
-        "balance": balance_loss(routers, config.model.top_k).to(logits.device),
-        "router_z": router_z_loss(routers).to(logits.device),
-        "activation": activation_loss(stats, mamba).to(logits.device),
-    }
-
-
-def _largest(stats: tuple[LayerStats, ...], config: TrainConfig) -> dict[str, float]:
-    """The largest activation of every kind of site, and of each site: max_mamba, max_experts, max/layer_03/mixer …"""
-    sites = {
-        f"max/layer_{i:02}/{site}": size.max_abs
-        for i, layer in enumerate(stats)
-        for site, size in (("mixer", layer.mixer), ("ffn", layer.ffn), ("experts", layer.experts))
-        if size is not None
-    }
-    values = dict(zip(sites, torch.stack(list(sites.values())).tolist(), strict=True))
-    mamba = [
-        values[f"max/layer_{i:02}/mixer"]
-        for i, kind in enumerate(config.model.layer_kinds())
-        if kind.mixer != "attention"
-    ]
-    experts = [value for name, value in values.items() if name.endswith("/experts")]
-    return {"max_mamba": max(mamba, default=0.0), "max_experts": max(experts, default=0.0), **values}
-
-
-@torch.no_grad()
-def evaluate(model: LanguageModel, heldout: TokenShards, config: TrainConfig, device: torch.device) -> float:
-    """Mean cross entropy, in nats per token, over the first eval_rows rows of the held-out tokens."""
-    was_training = model.training
-    model.eval()
-    total, count = 0.0, 0
-    for token_ids, labels, layout in heldout_rows(heldout, config, device):
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            logits = model(token_ids, layout).logits
-        if n := int((labels != IGNORE).sum()):
-            total, count = total + float(next_token_loss(logits, labels)) * n, count + n
-    model.train(was_training)
-    return total / max(1, count)
-
-
-def heldout_rows(
-    heldout: TokenShards, config: TrainConfig, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, Layout]]:
-    """The first eval_rows rows of the held-out tokens, config.batch at a time, as `to_tensors` gives them."""
-    for index, batch in enumerate(evaluation_batches(heldout, seq=config.seq, batch=config.batch)):
-        n_rows = min(config.batch, config.eval_rows - index * config.batch)
-        if n_rows <= 0:
-            return
-        yield to_tensors(batch, 0, n_rows, device)
-
-
-def to_tensors(batch: Batch, first: int, last: int, device: torch.device) -> tuple[Tensor, Tensor, Layout]:
-    """Rows first to last of a batch: token ids and labels [rows, seq], and the layout of their documents."""
-    token_ids = torch.from_numpy(np.ascontiguousarray(batch.token_ids[first:last])).to(device)
-    labels = torch.from_numpy(np.ascontiguousarray(batch.labels[first:last])).to(device)
-    lengths = [lengths.tolist() for lengths in batch.segment_lengths[first:last]]
-    return token_ids, labels, Layout.packed(lengths, token_ids.shape[1], device)
-
-
-def _device(asked: str) -> str:
-    if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={asked!r}: torch sees no CUDA device here; use device=cpu or device=auto")
-    return asked
 
 
 @contextmanager
@@ -249,20 +236,24 @@ def _stop_signal() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _finish(out: Path, config: TrainConfig, model: LanguageModel, data: Prepared, step: int) -> Result:
+def _finish(out: Path, config: TrainConfig, trainee: Trainee, data: Prepared, step: int) -> Result:
+    stopped = step < config.steps
+    if not stopped:
+        _export(out, trainee, data)
+    if trainee.plan.mesh is not None:
+        dist.barrier()
     records = read_metrics(out / "metrics.jsonl")
     heldout = [r["heldout_loss"] for r in records if "heldout_loss" in r]
     rates = [r["tokens_per_second"] for r in records[1:] or records]  # the first step warms up
     result = Result(
         out,
         step,
-        stopped=step < config.steps,
+        stopped=stopped,
         first_loss=records[0]["ce"] if records else math.nan,
         heldout_loss=heldout[-1] if heldout else math.nan,
         tokens_per_second=statistics.median(rates) if rates else math.nan,
     )
-    if not result.stopped:
-        save_model(model, out / "model", beside=data.tokenizer)
+    if not stopped and trainee.plan.is_first:
         shape = account(config.model, config.name, context=config.seq)
         summary: dict[str, Any] = {
             "parameters": shape.total_params,
@@ -274,3 +265,17 @@ def _finish(out: Path, config: TrainConfig, model: LanguageModel, data: Prepared
         }
         write_report(out, asdict(config), summary)
     return result
+
+
+def _export(out: Path, trainee: Trainee, data: Prepared) -> None:
+    """model/, and model-ema/ if there is an average. Every process takes part, the first one writes."""
+
+    def write(folder: Path) -> None:
+        whole = exported(trainee.model, trainee.plan)
+        if whole is not None:
+            save_model(whole, folder, beside=data.tokenizer)
+
+    write(out / "model")
+    if trainee.ema.weights:
+        with trainee.ema.swapped_in(trainee.model):
+            write(out / "model-ema")

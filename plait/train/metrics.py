@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,15 @@ class MetricsFile:
             partial.write_text("".join(line + "\n" for line in kept))
             os.replace(partial, path)
         self.file = path.open("a")
+
+    def rewind(self, step: int) -> None:
+        """Drop what was logged after `step`."""
+        self.file.close()
+        kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(line + "\n" for line in kept))
+        os.replace(partial, self.path)
+        self.file = self.path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:
         """Write one line, on the disk when this returns: a checkpoint must not outlive the lines before it."""
@@ -130,3 +141,42 @@ class TrainProgress:
         if "heldout_loss" in record:
             parts.insert(2, f"held-out {record['heldout_loss']:.4f}")
         self.console.print("  ".join(parts), soft_wrap=True)
+
+
+class Reporter:
+    """All three at once, on the process that `speaks`; the others' do nothing."""
+
+    def __init__(self, out: Path, name: str, steps: int, done: int, *, speaks: bool) -> None:
+        self.stack, self.steps, self.first, self.speaks = ExitStack(), steps, done, speaks
+        self.out, self.name = out, name
+
+    def __enter__(self) -> Reporter:
+        if self.speaks:
+            self.metrics = self.stack.enter_context(MetricsFile(self.out / "metrics.jsonl", self.first))
+            self.board = self.stack.enter_context(TensorBoard(self.out / "tensorboard", self.first))
+            self.progress = self.stack.enter_context(TrainProgress(self.name, self.steps, self.first))
+            self.began = time.perf_counter()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.stack.__exit__(*error)
+
+    def say(self, line: str) -> None:
+        if self.speaks:
+            self.progress.say(line)
+
+    def step(self, done: int) -> None:
+        if self.speaks:
+            self.progress.step(done)
+
+    def rewind(self, step: int) -> None:
+        if self.speaks:
+            self.metrics.rewind(step)
+            self.progress.say(f"the loss went wrong: back to step {step}, and on with other batches")
+
+    def log(self, record: dict[str, Any]) -> None:
+        if self.speaks:
+            self.metrics.write(record)
+            self.board.write(record)
+            per_step = (time.perf_counter() - self.began) / max(1, record["step"] - self.first)
+            self.progress.log(record, self.steps, (self.steps - record["step"]) * per_step)

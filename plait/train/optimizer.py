@@ -1,25 +1,85 @@
-"""AdamW and its learning-rate schedule."""
+"""AdamW, or Muon for matrices beside it, and the learning-rate schedule."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from plait.model.init import no_decay
 from plait.model.network import LanguageModel
+from plait.parallel.plan import Plan
 from plait.train.config import OptimConfig
+from plait.train.muon import Muon
 
 
-def adamw(model: LanguageModel, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay only on matrices (see `no_decay`)."""
+class Optimizer:
+    """One or two torch optimizers behind one face."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+
+AnyOptimizer = torch.optim.Optimizer | Optimizer
+
+
+def states(optimizer: AnyOptimizer) -> dict[Tensor, dict[str, Tensor]]:
+    """What each parameter's next step depends on, made if there was no step yet. The tensors themselves."""
+    found: dict[Tensor, dict[str, Tensor]] = {}
+    for part in optimizer.parts if isinstance(optimizer, Optimizer) else (optimizer,):
+        moments = ("momentum",) if isinstance(part, Muon) else ("exp_avg", "exp_avg_sq")
+        for parameter in (p for group in part.param_groups for p in group["params"]):
+            if not part.state[parameter]:
+                part.state[parameter] = {name: torch.zeros_like(parameter) for name in moments}
+                if not isinstance(part, Muon):
+                    part.state[parameter]["step"] = torch.zeros((), device=parameter.device)
+            found[parameter] = part.state[parameter]
+    return found
+
+
+def make_optimizer(model: LanguageModel, config: OptimConfig, plan: Plan) -> AnyOptimizer:
+    """What `config.kind` names, over the parameters as the plan left them."""
+    if config.kind == "adamw":
+        return adamw(model, config)
+    matrices = {name for name, p in model.named_parameters() if _is_matrix(name, p)}
+    named = [(name, p) for name, p in model.named_parameters() if name in matrices]
+    return Optimizer(adamw(model, config, leave=matrices), Muon(named, config, plan))
+
+
+def _is_matrix(name: str, parameter: Tensor) -> bool:
+    """What maps activations to activations: not tables of vectors (embedding, head, convolution, A)."""
+    return parameter.dim() > 1 and not name.endswith(("embed.weight", "head.weight", "conv.weight", "A_log"))
+
+
+def adamw(model: LanguageModel, config: OptimConfig, leave: set[str] | None = None) -> torch.optim.AdamW:
+    """Fused AdamW; weight decay only on matrices (see `no_decay`). Not over the parameters named in `leave`."""
     kept = no_decay(model)
-    named = list(model.named_parameters())
-    groups = [
-        {"params": [p for n, p in named if n not in kept], "weight_decay": config.weight_decay},
-        {"params": [p for n, p in named if n in kept], "weight_decay": 0.0},
+    groups: dict[tuple[bool, Any], list[Tensor]] = {(False, None): [], (True, None): []}
+    for name, parameter in model.named_parameters():
+        if name not in (leave or ()):
+            mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None  # a fused step takes one mesh
+            groups.setdefault((name in kept, mesh), []).append(parameter)
+    lists = [
+        {"params": parameters, "weight_decay": 0.0 if is_kept else config.weight_decay}
+        for (is_kept, _), parameters in groups.items()
+        if parameters
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    return torch.optim.AdamW(lists, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
@@ -36,7 +96,7 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     return config.lr * (config.final_share + (1 - config.final_share) * left)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, steps: int) -> float:
+def set_learning_rate(optimizer: AnyOptimizer, config: OptimConfig, step: int, steps: int) -> float:
     """Give every group of parameters the rate of `step`, and return it. Mutates the optimizer."""
     lr = learning_rate(config, step, steps)
     for group in optimizer.param_groups:

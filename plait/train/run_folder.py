@@ -16,8 +16,8 @@ CONFIG = "config.json"
 
 
 def check_folder(out: Path, config: TrainConfig, *, resume: bool) -> None:
-    """Raises ValueError if `out` holds another run, or this one and it isn't to be resumed. Only the device may
-    change.
+    """Raises ValueError if `out` holds another run, or this one and it isn't to be resumed. Only where it
+    computes may change.
     """
     path = out / CONFIG
     if not path.exists():
@@ -33,13 +33,19 @@ def check_folder(out: Path, config: TrainConfig, *, resume: bool) -> None:
     changed = [
         f"{name} ({saved.get(name, 'unset')}, now {asked.get(name, 'unset')})"
         for name in {**asked, **saved}
-        if saved.get(name, missing) != asked.get(name, missing) and name != "device"
+        if saved.get(name, missing) != asked.get(name, missing) and not _may_change(name)
     ]
     if changed:
         raise ValueError(
             f"{out} was started with other values of {', '.join(changed)}; "
             "resume with the same, or choose another --out"
         )
+
+
+def _may_change(name: str) -> bool:
+    """What decides where and how fast a run computes, not what."""
+    free = ("device", "parallel", "recompute", "compile", "hang_seconds", "profile_step", "keep_every")
+    return name.partition(".")[0] in free
 
 
 def claim_folder(out: Path, config: TrainConfig) -> None:

@@ -22,7 +22,7 @@ def longer():
 def test_shipped_ones_by_name() -> None:
     assert find_recipe("tiny_cpu") is tiny_cpu
     assert load_recipe("demo", ["steps=7", "model.d_model=80"]).model.d_head == 16
-    assert set(RECIPES) == {"tiny_cpu", "demo"}
+    assert set(RECIPES) == {"tiny_cpu", "demo", "sft_demo", "sft_long"}
 
 
 def test_the_only_one_in_a_file(tmp_path: Path) -> None:

@@ -21,12 +21,15 @@ import plait
 from plait.config import ModelConfig
 from plait.data.loader import IGNORE, Batch, Loader
 from plait.data.shards import open_shards
-from plait.model import LanguageModel, init_weights
+from plait.model import LanguageModel, Layout, init_weights
+from plait.parallel import Plan
 from plait.train import loop
 from plait.train.checkpoint import checkpoints
 from plait.train.config import TrainConfig
-from plait.train.loop import evaluate, heldout_rows, to_tensors, train, train_step
+from plait.train.evaluation import evaluate, heldout_rows
+from plait.train.loop import train
 from plait.train.metrics import read_metrics
+from plait.train.step import tensors_of, train_step
 
 CPU = torch.device("cpu")
 
@@ -139,7 +142,8 @@ def kill(*args):
     os.kill(os.getpid(), signal.SIGKILL)
 
 given = json.loads(sys.argv[1])
-parts = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "losses": LossConfig}
+parts = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "losses": LossConfig, "guard": GuardConfig,
+         "parallel": ParallelConfig}
 config = TrainConfig(**given | {name: kind(**given[name]) for name, kind in parts.items()})
 if sys.argv[3] == "saving":  # the second checkpoint, with one file of three written
     save, saved = checkpoint.save_file, []
@@ -287,8 +291,8 @@ def test_passes_add_up_to_the_batch(accumulate: int, uneven: Batch, tiny_run: Tr
 
 def test_the_loss_is_a_mean_over_the_labels_of_the_batch(uneven: Batch, tiny_run: TrainConfig) -> None:
     model = init_weights(LanguageModel(tiny_run.model), seed=1)
-    token_ids, labels, layout = to_tensors(uneven, 0, 4, CPU)
-    logprobs = model(token_ids, layout).logits.log_softmax(-1)
+    ((token_ids, labels, lengths),) = tensors_of(uneven, 1, CPU)
+    logprobs = model(token_ids, Layout.packed(lengths, 32)).logits.log_softmax(-1)
     there = [(r, t) for r in range(4) for t in range(32) if labels[r, t] != IGNORE]
     expected = -sum(float(logprobs[r, t, labels[r, t]].detach()) for r, t in there) / len(there)
     for accumulate in (1, 4):
@@ -318,13 +322,14 @@ def test_evaluation_does_not_depend_on_the_batch(batch: int, tiny_run: TrainConf
     assert n_labels == heldout.n_tokens - heldout.n_documents
 
 
-def poison(where: str) -> Callable[..., Any]:
-    real = loop.next_token_loss if where == "loss" else torch.nn.utils.clip_grad_norm_
+def poison(real: Callable[..., Any], where: str) -> Callable[..., Any]:
     calls = iter(range(1000))
 
-    def spoiled(*args: Any) -> Any:
-        value = real(*args)
-        return value * math.nan if next(calls) >= 4 and torch.is_grad_enabled() else value
+    def spoiled(*args: Any, **kwargs: Any) -> Any:
+        value = real(*args, **kwargs)
+        if next(calls) < 4 or not torch.is_grad_enabled():
+            return value
+        return (value[0] * math.nan, value[1]) if where == "loss" else value * math.nan
 
     return spoiled
 
@@ -336,9 +341,9 @@ def test_a_loss_that_diverges_leaves_the_last_good_checkpoint(
     config = replace(tiny_run, eval_every=100)
     with monkeypatch.context() as patch:
         if where == "loss":
-            patch.setattr(loop, "next_token_loss", poison(where))
+            patch.setattr(Plan, "next_token_sums", poison(Plan.next_token_sums, where))
         else:
-            patch.setattr(torch.nn.utils, "clip_grad_norm_", poison(where))
+            patch.setattr(Plan, "clip", poison(Plan.clip, where))
         with pytest.raises(FloatingPointError, match=r"step 5: loss .*nan.*lower optim.lr"):
             train(config, tmp_path)
     assert [c.name for c in checkpoints(tmp_path / "checkpoints")] == ["step-00000003"]
@@ -370,7 +375,7 @@ def test_the_rate_counts_the_steps_since_the_last_line_and_no_evaluation(
 
         return spending
 
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     monkeypatch.setattr(loop, "train_step", spend(2.0, loop.train_step))
     monkeypatch.setattr(loop, "evaluate", spend(100.0, loop.evaluate))
     monkeypatch.setattr(loop, "save_checkpoint", spend(1000.0, loop.save_checkpoint))
@@ -405,3 +410,16 @@ def test_logged_steps_are_the_ones_asked_for(tiny_run: TrainConfig, tmp_path: Pa
     train(replace(tiny_run, log_every=3, eval_every=5, steps=7), tmp_path)
     steps = [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")]
     assert steps == [1, 3, 5, 6, 7]
+
+
+def test_a_look_at_three_steps(tiny_run: TrainConfig, tmp_path: Path) -> None:
+    train(replace(tiny_run, steps=5, profile_step=2), tmp_path)
+    trace = json.loads((tmp_path / "profile" / "trace.json").read_text())
+    names = [event["name"] for event in trace["traceEvents"] if event.get("cat") == "user_annotation"]
+    assert sum("Optimizer.step" in name for name in names) == 3
+
+
+def test_some_checkpoints_are_kept_for_ever(tiny_run: TrainConfig, tmp_path: Path) -> None:
+    train(replace(tiny_run, checkpoint_every=1, keep_every=3), tmp_path)
+    names = [c.name for c in checkpoints(tmp_path / "checkpoints")]
+    assert names == [f"step-{step:08}" for step in (3, 6, 7, 8)]

@@ -1,0 +1,88 @@
+"""Next-token loss from hidden states, a chunk of tokens at a time: the logits of all tokens never exist together.
+
+256K tokens of a 64K vocabulary would be 64 GiB of fp32 logits. A chunk's gradient is computed along with its loss, so
+nothing is kept for the backward pass but the gradients of the hidden states and of the head. The head's rows may be
+split over processes (tensor parallelism).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from plait.model.losses import IGNORE
+from plait.parallel.collectives import Group, summed
+
+CHUNK_TOKENS = 2048
+
+
+def cross_entropy(
+    hidden: Tensor,
+    head_weight: Tensor,
+    labels: Tensor,
+    *,
+    z_weight: float = 0.0,
+    group: Group | None = None,
+    chunk: int = CHUNK_TOKENS,
+) -> tuple[Tensor, Tensor]:
+    """Sums over the tokens that have a label: cross entropy + z_weight * logsumexp^2 (differentiable), and
+    logsumexp^2 alone (not).
+
+    hidden [tokens, d_model]; labels [tokens], IGNORE for none; head_weight [vocab_size, d_model], or with `group` this
+    process's rows of it. fp32 (or wider, if hidden is). With `group`, all processes give the same hidden states and
+    labels and get the same sums; the gradient of `hidden` is then this process's part.
+    """
+    total, squares = _ChunkedCrossEntropy.apply(hidden, head_weight, labels, z_weight, group, chunk)
+    return total, squares
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, z_weight: float, group: Group | None, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        wanted = hidden.requires_grad or weight.requires_grad
+        grad_hidden = torch.empty_like(hidden) if wanted else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if wanted else None
+        total, squares = hidden.new_zeros((), dtype=wide), hidden.new_zeros((), dtype=wide)
+        first = 0 if group is None else group.rank() * weight.shape[0]
+        for start in range(0, len(hidden), chunk):
+            rows = slice(start, start + chunk)
+            h, real = hidden[rows], labels[rows] != IGNORE
+            logits = (h @ weight.to(h.dtype).T).to(wide)
+            target = labels[rows] - first
+            mine = real & (target >= 0) & (target < weight.shape[0])
+            target = target.masked_fill(~mine, 0)
+            logsumexp, chosen = _normalizer(logits, target, mine, group)
+            total += ((logsumexp - chosen) * real).sum() + z_weight * (logsumexp.square() * real).sum()
+            squares += (logsumexp.square() * real).sum()
+            if grad_hidden is not None and grad_weight is not None:
+                grad = (logits - logsumexp[:, None]).exp_() * (1 + 2 * z_weight * logsumexp)[:, None]
+                grad.scatter_add_(1, target[:, None], -mine.to(wide)[:, None])
+                grad = (grad * real[:, None]).to(h.dtype)
+                grad_hidden[rows] = grad @ weight.to(h.dtype)
+                grad_weight += grad.T @ h
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        ctx.mark_non_differentiable(squares)
+        return total, squares
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scaled = (grad * grads[0].to(grad.dtype) for grad in (grad_hidden, grad_weight))
+        return (*scaled, None, None, None, None)
+
+
+def _normalizer(logits: Tensor, target: Tensor, mine: Tensor, group: Group | None) -> tuple[Tensor, Tensor]:
+    """log sum exp over the whole vocabulary, and the logit of the target, both [tokens]."""
+    chosen = logits.gather(1, target[:, None])[:, 0] * mine
+    if group is None or group.size() == 1:
+        return logits.logsumexp(-1), chosen
+    top = logits.amax(-1)
+    dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
+    sums = summed(torch.stack([(logits - top[:, None]).exp().sum(-1), chosen]), group)
+    return top + sums[0].log(), sums[1]

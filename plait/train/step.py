@@ -1,0 +1,170 @@
+"""What one pass over some rows costs: the next-token loss and everything added to it, the same on any mesh.
+
+Each process computes its tokens' share of every mean (the denominators are global), so the shares add up to the loss of
+one process that saw all rows, and so do the gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plait.config import ModelConfig
+from plait.data.loader import Batch, Loader
+from plait.model.layout import Layout
+from plait.model.losses import IGNORE, activation_loss, balance_loss, router_z_loss
+from plait.model.network import LanguageModel
+from plait.model.stats import LayerStats
+from plait.parallel.gradients import local
+from plait.parallel.plan import Plan
+from plait.train.config import LossConfig, TrainConfig
+from plait.train.optimizer import AnyOptimizer
+
+
+@dataclass(frozen=True)
+class PassLoss:
+    """`loss` is this process's share, to call backward on; `parts` are the whole passes' values, on every process."""
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    stats: tuple[LayerStats, ...]
+
+
+def pass_loss(
+    model: LanguageModel,
+    plan: Plan,
+    token_ids: Tensor,
+    labels: Tensor,
+    layout: Layout,
+    losses: LossConfig,
+    *,
+    n_labels: float | Tensor,
+    n_passes: int = 1,
+) -> PassLoss:
+    """token_ids and labels [rows, columns] as `Plan.cut` gives them; n_labels: of the whole step, on all processes.
+
+    In `parts`, ce and logit_z are sums over n_labels (over a step's passes they add up), the others means of this pass.
+    """
+    out = model(token_ids, layout, keep="none", observe=True if losses.activation else "watch")
+    with_z, squares = plan.next_token_sums(model, out.hidden, layout.take(labels), z_weight=losses.logit_z)
+    own = _added(out.stats, model.config, out.hidden, plan)
+    weights = {"balance": losses.balance, "router_z": losses.router_z, "activation": losses.activation}
+    loss = with_z / n_labels + sum((w * own[k] / n_passes for k, w in weights.items() if w), with_z.new_zeros(()))
+    logit_z = plan.over_rows(squares.detach()) / n_labels
+    parts = {
+        "ce": plan.over_rows(with_z.detach()) / n_labels - losses.logit_z * logit_z,
+        "logit_z": logit_z,
+        **{name: plan.over_tokens(value.detach()) for name, value in own.items()},
+    }
+    added = sum((w * parts[k] / n_passes for k, w in weights.items()), losses.logit_z * logit_z)
+    return PassLoss(loss, {**parts, "loss": parts["ce"] + added}, out.stats)
+
+
+def _added(stats: tuple[LayerStats, ...], config: ModelConfig, hidden: Tensor, plan: Plan) -> dict[str, Tensor]:
+    """This process's shares of the means."""
+    routers = [s.router_logits for s in stats if s.router_logits is not None]
+    mamba = [i for i, kind in enumerate(config.layer_kinds()) if kind.mixer != "attention"]
+    n_tokens = hidden.new_full((), float(len(hidden)), dtype=torch.float64)
+    share = (n_tokens / plan.over_tokens(n_tokens)).to(torch.promote_types(hidden.dtype, torch.float32))
+    return {
+        "balance": balance_loss(routers, config.top_k, plan.over_tokens).to(hidden.device),
+        "router_z": router_z_loss(routers, plan.over_tokens).to(hidden.device),
+        "activation": activation_loss(stats, mamba).to(hidden.device) * share,
+    }
+
+
+def own_rows(loader: Loader, index: int, config: TrainConfig, plan: Plan) -> Batch:
+    """This process's rows of batch `index`, pass after pass. A pass is made of the same rows on any mesh."""
+    rank, world = plan.loader_place
+    passes = [loader.batch(index * config.accumulate + i, rank, world) for i in range(config.accumulate)]
+    return Batch(
+        np.concatenate([p.token_ids for p in passes]),
+        np.concatenate([p.labels for p in passes]),
+        tuple(lengths for p in passes for lengths in p.segment_lengths),
+    )
+
+
+def train_step(
+    model: LanguageModel,
+    optimizer: AnyOptimizer,
+    batch: Batch,
+    config: TrainConfig,
+    device: torch.device,
+    plan: Plan | None = None,
+    most_loss: float = math.inf,
+) -> dict[str, float]:
+    """One optimizer step over a batch (this process's rows of it), in config.accumulate passes; the loss is a mean over
+    all of the batch's labels. The step is not taken when the loss or the gradient is not finite, or the loss is above
+    `most_loss`; the returned `skipped` says so.
+    """
+    plan = plan or Plan()
+    cuts = [plan.cut(*part) for part in tensors_of(batch, config.accumulate, device)]
+    n_labels = torch.stack([(labels != IGNORE).sum() for _, labels, _ in cuts]).sum().float()
+    n_labels = plan.over_rows(n_labels).clamp_min(1.0)
+    passes = []
+    for token_ids, labels, layout in cuts:
+        with autocast(config, device, plan):
+            found = pass_loss(
+                model, plan, token_ids, labels, layout, config.losses, n_labels=n_labels, n_passes=config.accumulate
+            )
+        found.loss.backward()
+        passes.append((found.parts, _largest(found.stats, config, plan)))
+    grad_norm = plan.clip(model, config.optim.grad_clip)
+    record = _read(passes, grad_norm)  # the one wait for the device in a step
+    taken = math.isfinite(record["loss"] + record["grad_norm"]) and record["loss"] <= most_loss
+    if taken:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return record if taken else {**record, "skipped": 1.0}
+
+
+def autocast(config: TrainConfig, device: torch.device, plan: Plan) -> torch.autocast:
+    """Products in bf16 where the parameters are fp32 and no FSDP casts them."""
+    wanted = plan.mesh is None and config.precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+
+
+def _read(passes: list[tuple[dict[str, Tensor], dict[str, Tensor]]], grad_norm: Tensor) -> dict[str, float]:
+    """Sums (or means) and largest sizes over a step's passes, and the gradient norm: one copy to the host."""
+    means = ("balance", "router_z", "activation")
+    values = {
+        name: torch.stack([parts[name] for parts, _ in passes]).sum() / (len(passes) if name in means else 1)
+        for name in passes[0][0]
+    }
+    values |= {name: torch.stack([largest[name] for _, largest in passes]).max() for name in passes[0][1]}
+    values["grad_norm"] = local(grad_norm)
+    return dict(zip(values, torch.stack([v.double() for v in values.values()]).tolist(), strict=True))
+
+
+def tensors_of(batch: Batch, n_passes: int, device: torch.device) -> list[tuple[Tensor, Tensor, list[list[int]]]]:
+    """A batch in equal passes: token ids and labels [rows, seq], and the lengths of each row's documents."""
+    rows = len(batch.token_ids) // n_passes
+    parts = []
+    for first in range(0, rows * n_passes, rows):
+        here = slice(first, first + rows)
+        ids, labels = (torch.from_numpy(np.ascontiguousarray(a[here])) for a in (batch.token_ids, batch.labels))
+        lengths = [row.tolist() for row in batch.segment_lengths[here]]
+        parts.append((ids.to(device), labels.to(device), lengths))
+    return parts
+
+
+def _largest(stats: tuple[LayerStats, ...], config: TrainConfig, plan: Plan) -> dict[str, Tensor]:
+    """The largest activation of every kind of site, and of each site: max_mamba, max_experts, max/layer_03/mixer …"""
+    sites = {
+        f"max/layer_{i:02}/{site}": size.max_abs
+        for i, layer in enumerate(stats)
+        for site, size in (("mixer", layer.mixer), ("ffn", layer.ffn), ("experts", layer.experts))
+        if size is not None
+    }
+    values = dict(zip(sites, plan.largest(torch.stack(list(sites.values()))).unbind(), strict=True))
+    none = next(iter(values.values())).new_zeros(1)
+    kinds = [kind.mixer != "attention" for kind in config.model.layer_kinds()]
+    mamba = [values[f"max/layer_{i:02}/mixer"] for i, is_mamba in enumerate(kinds) if is_mamba]
+    experts = [value for name, value in values.items() if name.endswith("/experts")]
+    largest = {name: torch.stack(of).max() if of else none[0] for name, of in
+               (("max_mamba", mamba), ("max_experts", experts))}  # fmt: skip
+    return {**largest, **values}
