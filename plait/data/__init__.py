@@ -3,7 +3,7 @@
 from plait.data.austen import extract_austen, fetch_austen
 from plait.data.documents import Document, default_corpus, read_documents, split_chapters
 from plait.data.loader import IGNORE, Batch, Loader, evaluation_batches
-from plait.data.shards import TokenShards, open_shards, tokenizer_hash, write_shards
+from plait.data.shards import TokenShards, add_loss_mask, open_shards, tokenizer_hash, write_shards
 
 __all__ = [
     "IGNORE",
@@ -11,6 +11,7 @@ __all__ = [
     "Document",
     "Loader",
     "TokenShards",
+    "add_loss_mask",
     "default_corpus",
     "evaluation_batches",
     "extract_austen",

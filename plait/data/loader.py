@@ -3,18 +3,23 @@
 Training reads an endless stream: epoch 0's documents in an order drawn from (seed, 0), then epoch 1's in one drawn
 from (seed, 1), and so on, end to end. Row i is the window [i * seq, (i + 1) * seq) of that stream, batch k the rows
 k * batch .. (k + 1) * batch - 1. A resumed run asks for the next index; a run on more processes slices the same
-batches. Evaluation reads the documents once, as they are stored.
+batches. Evaluation reads the documents once, as they are stored. Where shards have a loss mask (`plait synth mix`),
+tokens that aren't to be learned are no labels.
 
-`Loader` asks its stream for nothing but `read(start, stop)`: a mixture of weighted sources would be one more stream.
+A `Mixture` of weighted sources is read row by row: which source row i is of, and which of that source's rows it is,
+follows from the weights and i alone (mixture.py). With planned packing a source's rows are those of planned.py.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from plait.data.mixture import Mixture, Part, place_in_mixture
+from plait.data.planned import PlannedRows
 from plait.data.shards import TokenShards
 
 IGNORE = -100  # label of a position that has no next token in its document
@@ -22,7 +27,8 @@ IGNORE = -100  # label of a position that has no next token in its document
 
 @dataclass(frozen=True)
 class Batch:
-    """`token_ids`, `labels`: int64 [rows, seq], a label being the next token of the same document or IGNORE.
+    """`token_ids`, `labels`: int64 [rows, seq], a label being the next token of the same document, or IGNORE where that
+    token isn't to be learned.
 
     `segment_lengths`: for each row the lengths of its pieces of documents in order, summing to seq. Attention,
     convolution and scan start afresh at each piece. `np.concatenate(segment_lengths)` describes the flattened batch.
@@ -34,39 +40,81 @@ class Batch:
 
 
 class Loader:
-    """Training batches over shuffled documents.
+    """Training batches over shuffled documents, of one shards folder end to end or of a `Mixture`.
 
     Random access costs O(log n_documents) plus the tokens read. The order of an epoch (16 bytes a document) is computed
-    at its first use, O(n log n); two are kept, so that a batch may span an epoch's end.
+    at its first use, O(n log n); two are kept, so that a batch may span an epoch's end. Planned packing holds the plan
+    of a few million tokens instead, whatever the size of the shards.
     """
 
-    def __init__(self, shards: TokenShards, *, seq: int, batch: int, seed: int) -> None:
+    def __init__(self, data: TokenShards | Mixture, *, seq: int, batch: int, seed: int) -> None:
         _check_shape(seq, batch)
+        if seed < 0:
+            raise ValueError(f"seed={seed} must not be negative")
         self.seq = seq
         self.n_rows = batch
-        self.stream = ShuffledStream(shards, seed)
+        if isinstance(data, Mixture):
+            self._weights = [part.weight for part in data.parts]
+            self._sources = [_source(data, k, part, seq, seed) for k, part in enumerate(data.parts)]
+        else:
+            self._sources = []
+            self.stream = ShuffledStream(data, seed)
 
     def batch(self, index: int, rank: int = 0, world: int = 1) -> Batch:
         """Batch `index`, or the rows of it for process `rank` of `world`: in rank order these make the whole batch."""
         if index < 0:
             raise ValueError(f"index={index} must not be negative")
         first, n_rows = _rows_of_rank(index, self.n_rows, rank, world)
-        tokens, starts = self.stream.read(first * self.seq, (first + n_rows) * self.seq + 1)
-        return _pack(tokens, starts, self.seq)
+        if not self._sources:
+            return _stream_rows(self.stream, first, n_rows, self.seq)
+        return _joined([self._mixed_row(k) for k in range(first, first + n_rows)])
+
+    def _mixed_row(self, index: int) -> Batch:
+        number, place = place_in_mixture(self._weights, index)
+        source = self._sources[number]
+        if isinstance(source, ShuffledStream):
+            return _stream_rows(source, place, 1, self.seq)
+        tokens, labels, lengths = source.row(place)
+        labels[labels < 0] = IGNORE
+        return Batch(tokens[None], labels[None], (lengths,))
 
     def n_windows(self, epochs: int = 1) -> int:
         """Rows needed for every token to have been an input in each of the first `epochs` epochs."""
         return -(-epochs * self.stream.tokens_per_epoch // self.seq)
 
 
+def _source(mixture: Mixture, number: int, part: Part, seq: int, seed: int) -> ShuffledStream | PlannedRows:
+    stage = f"{mixture.stage}/{number}"
+    if mixture.packing == "stream":
+        return ShuffledStream(part.shards, seed, stage)
+    least, most = part.min_tokens, part.max_tokens
+    return PlannedRows(part.shards, seq=seq, seed=seed, stage=stage, min_tokens=least, max_tokens=most)
+
+
+def _stream_rows(stream: ShuffledStream, first: int, n_rows: int, seq: int) -> Batch:
+    start, stop = first * seq, (first + n_rows) * seq
+    tokens, starts = stream.read(start, stop + 1)
+    batch = _pack(tokens, starts, seq)
+    is_learned = stream.read_mask(start + 1, stop + 1)  # of the labels
+    if is_learned is not None:
+        batch.labels.reshape(-1)[is_learned == 0] = IGNORE
+    return batch
+
+
+def _joined(rows: list[Batch]) -> Batch:
+    return Batch(
+        np.concatenate([row.token_ids for row in rows]),
+        np.concatenate([row.labels for row in rows]),
+        tuple(lengths for row in rows for lengths in row.segment_lengths),
+    )
+
+
 class ShuffledStream:
     """An endless stream of documents, permuted anew in every epoch."""
 
-    def __init__(self, shards: TokenShards, seed: int) -> None:
-        if seed < 0:
-            raise ValueError(f"seed={seed} must not be negative")
+    def __init__(self, shards: TokenShards, seed: int, stage: str = "") -> None:
         self.shards = shards
-        self.seed = seed
+        self._entropy = [seed, zlib.crc32(stage.encode())] if stage else [seed]
         self.tokens_per_epoch = shards.n_tokens
         self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -80,6 +128,13 @@ class ShuffledStream:
             tokens[filled : filled + size] = self.shards.read(begin, begin + size)
             filled += size
         return tokens, np.array(starts, dtype=np.int64)
+
+    def read_mask(self, start: int, stop: int) -> np.ndarray | None:
+        """For tokens [start, stop) of the stream 1 where they are to be learned, uint8; None where all are."""
+        mask = self.shards.loss_mask
+        if mask is None:
+            return None
+        return np.concatenate([mask[begin : begin + size] for begin, size in self._pieces(start, stop)])
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """The pieces of documents that make up [start, stop): where in the shards, and how many tokens."""
@@ -102,17 +157,19 @@ class ShuffledStream:
         if epoch not in self._orders:
             while len(self._orders) > 1:
                 del self._orders[next(iter(self._orders))]
-            order = epoch_order(self.seed, epoch, self.shards.n_documents)
+            order = epoch_order(self._entropy, epoch, self.shards.n_documents)
             self._orders[epoch] = order, np.cumsum(np.diff(self.shards.offsets)[order])
         return self._orders[epoch]
 
 
-def epoch_order(seed: int, epoch: int, n_documents: int) -> np.ndarray:
-    """A permutation of the documents, fixed by (seed, epoch) for ever.
+def epoch_order(seed: int | list[int], epoch: int, n_documents: int) -> np.ndarray:
+    """A permutation of the documents, fixed by (seed, epoch) for ever; a seed may be several numbers.
 
     Sorts raw PCG64 output: NumPy promises that stream for all its versions, and `Generator.permutation` not.
     """
-    return np.argsort(np.random.PCG64([seed, epoch]).random_raw(n_documents), kind="stable")
+    return np.argsort(
+        np.random.PCG64([*(seed if isinstance(seed, list) else [seed]), epoch]).random_raw(n_documents), kind="stable"
+    )
 
 
 def evaluation_batches(shards: TokenShards, *, seq: int, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
@@ -134,7 +191,11 @@ def _evaluation_rows(shards: TokenShards, start: int, n_rows: int, seq: int) -> 
     tokens[: end - begin] = shards.read(begin, end)
     first, last = np.searchsorted(shards.offsets, [start, start + len(tokens)])
     batch = _pack(tokens, shards.offsets[first:last] - start, seq)  # the last offset, n_tokens, begins the filling
-    batch.labels.reshape(-1)[end - begin :] = IGNORE
+    labels = batch.labels.reshape(-1)
+    labels[end - begin :] = IGNORE
+    if shards.loss_mask is not None:
+        is_learned = shards.loss_mask[begin + 1 : end]
+        labels[: len(is_learned)][is_learned == 0] = IGNORE
     return batch
 
 

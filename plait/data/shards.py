@@ -5,6 +5,8 @@ A shards folder holds
                         vocab_size > 65,536. Every file but the last holds `tokens_per_shard` tokens, so that token i
                         lies in file i // tokens_per_shard; a document may run over into the next file.
     documents.bin       int64: where each document begins, then n_tokens.
+    loss_mask.bin       where only some tokens are to be learned: a byte per token, 1 for those. Metadata says whether
+                        there is one, so that a lost mask can't pass for none.
     metadata.json       ShardsMetadata; written last: without it the folder doesn't open.
 """
 
@@ -15,7 +17,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from plait.data.documents import Document, default_corpus
 FORMAT_VERSION = 1
 METADATA_FILE = "metadata.json"
 DOCUMENTS_FILE = "documents.bin"
+MASK_FILE = "loss_mask.bin"
 TOKENS_PER_SHARD = 1 << 27  # 256 MiB of uint16
 SCAN_TOKENS = 1 << 22  # tokens looked at together when a folder is checked
 
@@ -64,6 +67,7 @@ class ShardsMetadata:
     n_documents: int
     tokens_per_shard: int
     sources: tuple[SourceCount, ...]
+    has_loss_mask: bool = False
     format_version: int = FORMAT_VERSION
 
     @property
@@ -86,6 +90,9 @@ class TokenShards:
             _map_file(path / _tokens_file(k), metadata.dtype, min(metadata.tokens_per_shard, metadata.n_tokens - start))
             for k, start in enumerate(range(0, metadata.n_tokens, metadata.tokens_per_shard))
         ]
+        self.loss_mask = (  # uint8 [n_tokens], 1 where the token is to be learned; None: all are
+            _map_file(path / MASK_FILE, np.dtype("u1"), metadata.n_tokens) if metadata.has_loss_mask else None
+        )
 
     @property
     def n_tokens(self) -> int:
@@ -179,6 +186,22 @@ def _map_file(path: Path, dtype: np.dtype[Any], length: int) -> np.ndarray:
     return np.asarray(np.memmap(path, dtype=dtype, mode="r"))  # as a plain array, which is faster to slice
 
 
+def add_loss_mask(shards: TokenShards, mask_file: Path) -> TokenShards:
+    """Move a file with a byte per token into the folder of `shards` and say so in its metadata; returns it reopened.
+
+    Between the two a reader sees the folder without the mask: do it before the folder gets its final name.
+    """
+    metadata = replace(shards.metadata, has_loss_mask=True)
+    _map_file(mask_file, np.dtype("u1"), metadata.n_tokens)  # its size is checked before anything changes
+    os.replace(mask_file, shards.path / MASK_FILE)
+    unfinished = shards.path / f".{METADATA_FILE}.tmp"
+    with unfinished.open("wb") as file:
+        file.write(json.dumps(asdict(metadata), indent=2).encode())
+        _sync(file)
+    os.replace(unfinished, shards.path / METADATA_FILE)
+    return TokenShards(shards.path, metadata)
+
+
 def tokenizer_hash(tokenizer: TextEncoder) -> str:
     """Tells tokenizers apart by what they do, whatever their class: size, special ids, a chapter and many scripts."""
     chapter = default_corpus()[1][0].text
@@ -261,6 +284,60 @@ def _document_tokens(document: Document, tokenizer: TextEncoder, metadata: Shard
         ids_range = f"{tokens.min()}..{tokens.max()}"
         raise ValueError(f"{where}: the tokenizer gave ids {ids_range}, its vocab_size is {metadata.vocab_size}")
     return tokens.astype(metadata.dtype)
+
+
+def merge_shards(
+    parts: Sequence[TokenShards], out: Path | str, *, tokens_per_shard: int = TOKENS_PER_SHARD
+) -> TokenShards:
+    """The documents of `parts` end to end, in a new folder `out` that appears whole or not at all. All parts must be of
+    one tokenizer and without a loss mask.
+    """
+    out = Path(out)
+    if not parts:
+        raise ValueError("there is nothing to merge: give at least one shards folder")
+    if out.exists():
+        raise ValueError(f"{out} exists already: remove it or choose another folder")
+    for part in parts:
+        if part.metadata.tokenizer_hash != parts[0].metadata.tokenizer_hash or part.metadata.has_loss_mask:
+            raise ValueError(f"{part.path} has another tokenizer than {parts[0].path}, or a loss mask: can't be merged")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    unfinished.mkdir()
+    try:
+        metadata = _merge(parts, unfinished, tokens_per_shard)
+        (unfinished / METADATA_FILE).write_text(json.dumps(asdict(metadata), indent=2), encoding="utf-8")
+        os.replace(unfinished, out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return open_shards(out, check_tokens=False)
+
+
+def _merge(parts: Sequence[TokenShards], folder: Path, tokens_per_shard: int) -> ShardsMetadata:
+    counts: dict[str, SourceCount] = {}
+    n_tokens = 0
+    with _TokenFiles(folder, tokens_per_shard) as token_files, (folder / DOCUMENTS_FILE).open("wb") as index_file:
+        index_file.write(np.array(0, dtype="<i8").tobytes())
+        for part in parts:
+            for start in range(0, part.n_tokens, SCAN_TOKENS):
+                token_files.append(part.read(start, min(start + SCAN_TOKENS, part.n_tokens)))
+            index_file.write((part.offsets[1:] + n_tokens).astype("<i8").tobytes())
+            n_tokens += part.n_tokens
+            for own in part.metadata.sources:
+                sums = counts.get(own.source, SourceCount(own.source))
+                counts[own.source] = SourceCount(
+                    own.source,
+                    sums.n_documents + own.n_documents,
+                    sums.n_tokens + own.n_tokens,
+                    sums.n_characters + own.n_characters,
+                )
+        _sync(index_file)
+    return replace(
+        parts[0].metadata,
+        n_tokens=n_tokens,
+        n_documents=sum(part.n_documents for part in parts),
+        tokens_per_shard=tokens_per_shard,
+        sources=tuple(counts.values()),
+    )
 
 
 class _TokenFiles(ExitStack):

@@ -153,7 +153,7 @@ def matches(call: Call, wanted: Mapping[str, Any], functions: Sequence[Mapping[s
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,), "any": (str,), "integer": (int,), "float": (float, int), "number": (float, int),
-    "boolean": (bool,), "array": (list, tuple), "tuple": (list, tuple), "dict": (dict,), "object": (dict,),
+    "boolean": (bool,), "array": (list,), "tuple": (list, tuple), "dict": (dict,), "object": (dict,),
 }  # fmt: skip
 
 
@@ -161,8 +161,22 @@ def _value_fits(value: Any, schema: Mapping[str, Any], possible: Sequence[Any]) 
     """A value of another type passes only as a variable's name that the possible answers hold themselves."""
     types = _TYPES[schema["type"]]
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-        return any(type(value) is type(one) and _same(value, one) for one in possible if one != "")
-    return any(_same(value, one) for one in possible)
+        return any(type(value) is type(one) and value == one for one in possible if one != "")
+    if isinstance(value, list | tuple) and not _items_fit(value, schema.get("items", {}), possible):
+        return False
+    return any(_same(value, one) for one in possible) or (value == [] and "" in possible)
+
+
+def _items_fit(items: Sequence[Any], schema: Mapping[str, Any], possible: Sequence[Any]) -> bool:
+    """Each of an array's items has exactly the schema's type (no integer for a float), or that of an expected one."""
+    wanted = _TYPES.get(schema.get("type", ""), (object,))[0]
+    for one in possible:
+        if not isinstance(one, list):
+            return True
+        named = next((type(item) for item in one if item != ""), None)
+        if all(wanted is object or type(item) is wanted or type(item) is named for item in items):
+            return True
+    return False
 
 
 def _same(value: Any, one: Any) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.eval.records import Run, read_run
-from plait.eval.statistics import mean_of
+from plait.eval.statistics import mean_of, weighted_mean_of_kinds
 from plait.eval.task import Answer, Inputs, Metric, Option, Plan, Record, Sample, Task, file_version, ready
 from plait.eval.verdict import Verdict, length_controlled_win_rate, read_pairwise, read_score, win_rate
 
@@ -81,11 +81,26 @@ def plan_wild(inputs: Inputs) -> Plan:
             str(row["session_id"]),
             messages=[{"role": turn["role"], "content": turn["content"]} for turn in row["conversation_input"]],
             max_tokens=4096,
-            facts={"checklist": row.get("checklist", [])},
+            facts={"checklist": row.get("checklist", []), "kinds": _kinds(row)},
         )
         for row in _rows(path)
     ]
     return Plan(ready(samples, inputs), {"questions": file_version(path)})
+
+
+_KIND_OF_TAG = {
+    "Information seeking": "information", "Advice seeking": "information", "Creative Writing": "creative",
+    "Editing": "creative", "Brainstorming": "creative", "Role playing": "creative", "Others": "creative",
+    "Coding & Debugging": "coding", "Reasoning": "planning", "Planning": "planning", "Math": "math",
+    "Data Analysis": "math",
+}  # fmt: skip
+KIND_WEIGHTS = {"creative": 0.5, "planning": 1.25, "math": 1.0, "information": 0.75, "coding": 1.25}
+"""WildBench's own: the score on its leaderboard, which Table 3 quotes, is the mean over these kinds of request."""
+
+
+def _kinds(row: dict[str, Any]) -> list[str]:
+    tags = [row.get("primary_tag", "Others"), *row.get("secondary_tags", [])]
+    return sorted({_KIND_OF_TAG.get(tag, "creative") for tag in tags})
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -200,7 +215,8 @@ def _graded(record: Record, run: Run) -> Sample:
     conversation = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in record["prompt"])
     checklist = "\n".join(f"- {item}" for item in record["facts"]["checklist"])
     prompt = _SCORE_PROMPT.format(conversation=conversation, answer=record["output"], checklist=checklist)
-    return Sample(record["id"], prompt, max_tokens=2048, facts={"judged": run.scores["model"]})
+    facts = {"judged": run.scores["model"], "kinds": record["facts"]["kinds"]}
+    return Sample(record["id"], prompt, max_tokens=2048, facts=facts)
 
 
 def score_grade(sample: Sample, answer: Answer) -> dict[str, float]:
@@ -210,7 +226,14 @@ def score_grade(sample: Sample, answer: Answer) -> dict[str, float]:
 
 
 def summarize_grades(records: Sequence[Record]) -> dict[str, Any]:
-    return {"judged": records[0]["facts"]["judged"]}
+    given = [record for record in records if "score" in record["scores"]]
+    judged = {"judged": records[0]["facts"]["judged"]}
+    if not given:
+        return judged
+    values = [100 * record["scores"]["score"] for record in given]
+    kinds = [[kind in record["facts"]["kinds"] for kind in KIND_WEIGHTS] for record in given]
+    estimate = weighted_mean_of_kinds(values, kinds, list(KIND_WEIGHTS.values()))
+    return judged | {"by_kind": {name: round(value, 4) for name, value in asdict(estimate).items()} | {"unit": "%"}}
 
 
 _ANSWERS = Option("", "the run folder whose answers to judge")

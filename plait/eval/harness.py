@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from plait.eval.harness_tasks import PAPER_TASKS, HarnessTask
 from plait.eval.records import SCORES, RunFolder, write_json
-from plait.eval.runner import conditions
+from plait.eval.runner import Price, conditions
 from plait.eval.task import Inputs
-from plait.text import GenerationRequest, Generator, SamplingParams, ScoreRequest
+from plait.text import GenerationRequest, Generator, SamplingParams, Score, ScoreRequest
 
 T = TypeVar("T")
 
+USAGE = "usage.json"
 _BATCH = 64
 _MISSING = "lm-evaluation-harness is not installed: pip install plait[eval]"
 
@@ -26,17 +28,20 @@ def harness_model(
     name: str = "plait",
     max_context: int | None = None,
     on_progress: Callable[[int], None] | None = None,
+    tokens: Counter[str] | None = None,
 ) -> Any:
     """An `lm_eval` model that asks `generator`. Contexts and continuations are cut together, as the harness does.
 
     Every prompt begins with the beginning-of-text token. `max_context` splits long texts in rolling scores; None scores
-    each whole. Raises ValueError without lm-eval, and without a tokenizer.
+    each whole. `tokens` counts those of prompts and completions as they are asked. Raises ValueError without lm-eval,
+    and without a tokenizer.
     """
     try:
         from lm_eval.api.model import TemplateLM
     except ImportError as error:
         raise ValueError(_MISSING) from error
     tokenizer = inputs.need_tokenizer()
+    used = Counter[str]() if tokens is None else tokens
 
     class PlaitModel(TemplateLM):  # type: ignore[misc, unused-ignore]
         tokenizer_name = name
@@ -57,7 +62,7 @@ def harness_model(
 
         def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
             asked = [ScoreRequest(context, continuation) for _, context, continuation in requests]
-            scores = [score for batch in _batches(asked) for score in _tell(generator.loglikelihood(batch))]
+            scores = [score for batch in _batches(asked) for score in _tell(_scores_of(batch))]
             return [(score.logprob, score.is_greedy) for score in scores]
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
@@ -68,11 +73,13 @@ def harness_model(
             size = max_context or len(ids)
             starts = range(0, len(ids), size)
             windows = [ScoreRequest([ids[s - 1] if s else tokenizer.bos_id], ids[s : s + size]) for s in starts]
-            return sum(score.logprob for score in generator.loglikelihood(windows))
+            return sum(score.logprob for score in _scores_of(windows))
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
             asked = [_generation(self.tok_encode(request.args[0]), request.args[1]) for request in requests]
             answers = [answer for batch in _batches(asked) for answer in _tell(generator.generate(batch))]
+            for answer in answers:
+                used.update(prompt=answer.prompt_tokens, completion=answer.completion_tokens)
             return [answer.text for answer in answers]
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -82,6 +89,11 @@ def harness_model(
 
         def chat_template(self, chat_template: bool | str = False) -> str | None:
             return inputs.chat_template.source if chat_template and inputs.chat_template else None
+
+    def _scores_of(asked: Sequence[ScoreRequest]) -> list[Score]:
+        for request in asked:
+            used.update(prompt=len(request.context), completion=len(request.continuation))
+        return generator.loglikelihood(asked)
 
     def _tell(answers: list[T]) -> list[T]:
         if on_progress is not None:
@@ -120,19 +132,22 @@ def run_harness(
     model: str,
     max_context: int | None = None,
     include: Path | None = None,
+    price: Price | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Run harness tasks with the paper's shots and write a run folder; answers are cached there, so it can go on.
 
     `include` is a folder of the harness' YAML tasks (for data given by path). Tasks the paper doesn't use keep their
-    own shots and metrics. Raises ValueError for names the harness doesn't have.
+    own shots and metrics. Tokens count what was asked in all calls on this folder. Raises ValueError for names the
+    harness doesn't have.
     """
     settings = {
         "task": "harness", "model": model, "tasks": list(names), "prompt_format": inputs.prompt_format,
         "seed": inputs.seed, "limit": inputs.limit,
     }  # fmt: skip
     folder = RunFolder(out, settings)
-    lm = harness_model(generator, inputs, name=model, max_context=max_context, on_progress=on_progress)
+    tokens = _tokens_so_far(out)
+    lm = harness_model(generator, inputs, name=model, max_context=max_context, on_progress=on_progress, tokens=tokens)
     try:
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager
@@ -154,12 +169,19 @@ def run_harness(
             bootstrap_iters=1000,
             use_cache=str(out / "answers"),
         )
+        write_json(out / USAGE, dict(tokens))
         groups[name] = _group(results["results"][name], _n_samples(results), pinned)
         samples |= {task: list(rows) for task, rows in results["samples"].items()}
     _write_samples(folder, samples)
-    scores = _scores(groups, folder.settings, model)
+    scores = _scores(groups, folder.settings, model, tokens, price)
     write_json(out / SCORES, scores)
     return scores
+
+
+def _tokens_so_far(out: Path) -> Counter[str]:
+    """Of earlier calls: answers come from the harness' cache when a run goes on, and aren't counted twice."""
+    path = out / USAGE
+    return Counter(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"prompt": 0, "completion": 0})
 
 
 def _n_samples(results: Mapping[str, Any]) -> int:
@@ -208,7 +230,9 @@ def _write_samples(folder: RunFolder, samples: Mapping[str, Iterable[Mapping[str
                 )
 
 
-def _scores(groups: dict[str, Any], settings: dict[str, Any], model: str) -> dict[str, Any]:
+def _scores(
+    groups: dict[str, Any], settings: dict[str, Any], model: str, tokens: Mapping[str, int], price: Price | None = None
+) -> dict[str, Any]:
     """All Table 6 languages together give its average, as the paper takes it."""
     languages = [group["metrics"]["acc"]["value"] for name, group in groups.items() if name.startswith("m_mmlu_")]
     metrics = {}
@@ -218,6 +242,7 @@ def _scores(groups: dict[str, Any], settings: dict[str, Any], model: str) -> dic
         metrics["m_mmlu_average"] = {"value": value, "low": value, "high": value, "n": n, "unit": "%"}
     return {
         "task": "harness", "n": sum(group["n"] for group in groups.values()), "empty": 0, "metrics": metrics,
-        "groups": groups, "tokens": {"prompt": 0, "completion": 0}, "summary": {}, "model": model, "cost_usd": None,
-        "settings": settings, "conditions": conditions(),
+        "groups": groups, "tokens": {kind: tokens[kind] for kind in ("prompt", "completion")}, "summary": {},
+        "model": model, "cost_usd": None if price is None else price.of(tokens), "settings": settings,
+        "conditions": conditions(),
     }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from plait.eval.gsm8k import read_rows
-from plait.eval.sandbox import run_program
+from plait.eval.sandbox import need_sandbox, run_program
 from plait.eval.task import Answer, Inputs, Metric, Option, Plan, Sample, Task, file_version, ready
 
 _STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
@@ -15,6 +15,7 @@ def plan(inputs: Inputs) -> Plan:
             "humaneval runs programs that the model writes, in a limited process that is no wall: in a container that"
             " holds nothing of value, ask for it with --set execute=yes"
         )
+    need_sandbox()
     path = inputs.file("humaneval/HumanEval.jsonl.gz", "HumanEval.jsonl.gz", "HumanEval.jsonl")
     samples = [
         Sample(

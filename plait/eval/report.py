@@ -8,6 +8,7 @@ from typing import Any
 from plait.eval.page import details, page, pre, section, table
 from plait.eval.plot import Bar, bars, heat_map, lines
 from plait.eval.records import REPORT, Run, write_whole
+from plait.eval.ruler.scoring import N_DEPTHS, as_length
 
 MAX_SAMPLES = 100  # shown in full; samples.jsonl has them all
 _MAX_CHARS = 4000
@@ -55,25 +56,28 @@ def _summary_table(summary: dict[str, Any]) -> str:
         if isinstance(value, dict) and "value" in value:
             rows.append((name, value["value"], f"{value['low']:,.2f} – {value['high']:,.2f}"))
         elif not isinstance(value, dict | list):
-            rows.append((name, value, ""))
-    return table(("", "value", "95 % interval"), rows) if rows else ""
+            rows.append((name, "none" if value is None else value, ""))
+    if not any(interval for _, _, interval in rows):
+        return table(("", "value"), [row[:2] for row in rows]) if rows else ""
+    return table(("", "value", "95 % interval"), rows)
 
 
 def _by_length(summary: dict[str, Any]) -> str:
-    if "by_length" not in summary:
-        return ""
+    if len(summary.get("by_length", ())) < 2:
+        return ""  # a line needs two points; the bars by group say the rest
     series = {"all tasks": summary["by_length"]} | summary.get("by_task", {})
-    return lines({name: list(points.items()) for name, points in series.items()})
+    return lines({name: [(as_length(int(at)), y) for at, y in points.items()] for name, points in series.items()})
 
 
 def depth_map(summary: dict[str, Any]) -> str:
     cells = summary.get("depths")
     if not cells:
         return ""
-    depths = sorted({cell["depth"] for cell in cells})
     lengths = sorted({cell["length"] for cell in cells})
-    values = {(f"{cell['depth']:.0f}", str(cell["length"])): cell["score"] for cell in cells}
-    return heat_map([f"{depth:.0f}" for depth in depths], [str(length) for length in lengths], values)
+    step = 100 // N_DEPTHS
+    rows = [f"{depth}–{depth + step}" for depth in range(0, 100, step)]
+    values = {(rows[round(cell["depth"]) // step], as_length(cell["length"])): cell["score"] for cell in cells}
+    return heat_map(rows, [as_length(length) for length in lengths], values)
 
 
 def _group_bars(groups: dict[str, Any]) -> str:

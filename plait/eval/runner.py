@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,10 @@ class Price:
 
     prompt: float
     completion: float
+
+    def of(self, tokens: Mapping[str, int]) -> float:
+        """Of so many `prompt` and `completion` tokens, to the millionth of a dollar."""
+        return round((tokens["prompt"] * self.prompt + tokens["completion"] * self.completion) / 1e6, 6)
 
 
 def run_task(
@@ -59,9 +63,10 @@ def run_task(
             on_progress(len(folder.records), len(plan.drafts))
     order = {draft.id: n for n, draft in enumerate(plan.drafts)}
     records = sorted(folder.records, key=lambda record: order[record["id"]])
-    scores = sum_up(task, records, seed=inputs.seed) | {
+    scores = sum_up(task, records, seed=inputs.seed)
+    scores |= {
         "model": model,
-        "cost_usd": None if price is None else _cost(records, price),
+        "cost_usd": None if price is None else price.of(scores["tokens"]),
         "answered_now": len(left),
         "seconds": round(time.monotonic() - start, 3),
         "settings": folder.settings,
@@ -174,11 +179,6 @@ def _scaled(estimate: Estimate, metric: Metric) -> dict[str, Any]:
 def _n_empty(records: Sequence[Record]) -> int:
     """Answers with nothing but white space."""
     return sum("continuation" not in record and not record["output"].strip() for record in records)
-
-
-def _cost(records: Sequence[Record], price: Price) -> float:
-    dollars = sum(r["prompt_tokens"] * price.prompt + r["completion_tokens"] * price.completion for r in records)
-    return round(dollars / 1e6, 6)
 
 
 def conditions() -> dict[str, str]:

@@ -49,6 +49,27 @@ def _resampled_means(values, generator):  # type: ignore[no-untyped-def]
     return means
 
 
+def weighted_mean_of_kinds(
+    values: Sequence[float], kinds: Sequence[Sequence[bool]], weights: Sequence[float], *, seed: int = 0
+) -> Estimate:
+    """The weighted mean of the kinds' means. `kinds` [values, kinds]: a value may be of several; a kind without values
+    counts for nothing. Values are drawn anew all together."""
+    import numpy as np
+
+    member, value = np.asarray(kinds, dtype=np.float64), np.asarray(values, dtype=np.float64)
+
+    def mean(counts):  # type: ignore[no-untyped-def]
+        """counts [..., values] -> [...]"""
+        n = counts @ member
+        of_kind = (counts @ (member * value[:, None])) / np.maximum(n, 1)
+        weight = np.asarray(weights) * (n > 0)
+        return (of_kind * weight).sum(-1) / weight.sum(-1)
+
+    drawn = np.random.default_rng(seed).multinomial(len(value), [1 / len(value)] * len(value), N_RESAMPLES)
+    low, high = np.percentile(mean(drawn), [2.5, 97.5])
+    return Estimate(float(mean(np.ones(len(value)))), float(low), float(high), len(value))
+
+
 def difference(before: Sequence[float], after: Sequence[float], *, seed: int = 0) -> Estimate:
     """How much better `after` is, sample by sample: both are scores of the same samples in the same order."""
     return mean_of([b - a for a, b in zip(before, after, strict=True)], seed=seed)

@@ -12,10 +12,11 @@ from plait.synth.function_sources import read_functions
 from plait.synth.pipeline import Dropped, Outcome, Skill, run_pipeline
 from plait.synth.record import Record, from_chat
 from plait.synth.requester import Requester, RequestError, RequestLimits
-from plait.synth.sft import MixPart, SftLoader, encode_chat, open_loss_mask, write_sft
+from plait.synth.sft import MixPart, Side, encode_chat, write_sft
 from plait.synth.steerability import Steerability
 from plait.synth.table_qa import TableQA
 from plait.synth.tables import read_csv
+from plait.synth.tool_records import ToolRecords
 from plait.synth.tool_use import ToolUse
 
 __all__ = [
@@ -29,14 +30,14 @@ __all__ = [
     "RequestError",
     "RequestLimits",
     "Requester",
-    "SftLoader",
+    "Side",
     "Skill",
     "Steerability",
     "TableQA",
+    "ToolRecords",
     "ToolUse",
     "encode_chat",
     "from_chat",
-    "open_loss_mask",
     "read_csv",
     "read_evaluation_set",
     "read_functions",

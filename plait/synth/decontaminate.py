@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from plait.synth.funnel import Stage
 from plait.synth.record import Record, read_jsonl
 
 N_GRAM = 13  # words; the length GPT-3 and most since compare
@@ -62,11 +63,20 @@ class Decontaminator:
         return {"n": self.n, "sets": {name: self.texts[name] + self.too_short[name] for name in self._sets}}
 
     def report(self) -> dict[str, Any]:
-        """`found` counts since this object was made; a run's funnel has all, as `contaminated by NAME`."""
+        """`found` counts since this object was made."""
+        return self._report(self.found)
+
+    def report_for(self, stages: Iterable[Stage]) -> dict[str, Any]:
+        """The same for a run that may have been resumed: `found` is what its funnel counts."""
+        return self._report(
+            {name: sum(stage.dropped[f"contaminated by {name}"] for stage in stages) for name in self._sets}
+        )
+
+    def _report(self, found: Mapping[str, int]) -> dict[str, Any]:
         return {
             "n": self.n,
             "sets": [
-                {"name": name, "texts": self.texts[name], "too_short": self.too_short[name], "found": self.found[name]}
+                {"name": name, "texts": self.texts[name], "too_short": self.too_short[name], "found": found[name]}
                 for name in self._sets
             ],
         }

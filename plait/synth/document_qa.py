@@ -48,9 +48,13 @@ class DocumentQA:
         multiple: float = 0.4,
         unanswerable: float = 0.1,
         count_tokens: CountTokens | None = None,
+        similarity: str = "words",
         judges: bool = True,
     ) -> None:
-        """`multiple` is the share of questions on two passages, `unanswerable` that of contexts without the support."""
+        """`multiple` is the share of questions on two passages, `unanswerable` that of contexts without the support.
+
+        `similarity` of the texts around: by `words` (BM25) or by `meaning` (an embedder that needs no download).
+        """
         if not all(0 <= tokens <= MAX_CONTEXT_TOKENS for tokens in context_tokens) or not context_tokens:
             raise ValueError(f"context_tokens={context_tokens} must be from 0 to {MAX_CONTEXT_TOKENS}")
         if not all(0 <= share <= 1 for share in (*positions, multiple, unanswerable)) or not positions:
@@ -62,12 +66,14 @@ class DocumentQA:
         self.multiple = multiple
         self.unanswerable = unanswerable
         self.judges = judges
-        self._builder = ContextBuilder([p for document in documents for p in passages_of(document)], count_tokens)
+        self.similarity = similarity
+        passages = [p for document in documents for p in passages_of(document)]
+        self._builder = ContextBuilder(passages, count_tokens, similarity=similarity)
         if len(self._builder.passages) < 2:
             raise ValueError("the documents give fewer than two passages of 400 to 1,600 characters: give longer ones")
 
     def settings(self) -> dict[str, Any]:
-        keys = ("context_tokens", "positions", "multiple", "unanswerable", "judges")
+        keys = ("context_tokens", "positions", "multiple", "unanswerable", "similarity", "judges")
         return {**{key: getattr(self, key) for key in keys}, "passages": len(self._builder.passages)}
 
     def prompts(self, n: int, seed: int) -> Iterator[Record]:

@@ -54,41 +54,72 @@ def rows(stages: Iterable[Stage]) -> list[tuple[str, str, str, str]]:
     return lines
 
 
-def save_funnel(stages: Sequence[Stage], conditions: dict[str, Any], folder: Path) -> None:
-    """folder/funnel.json and funnel.html; `conditions` says what was run."""
-    values = {"conditions": conditions, "stages": [stage.as_dict() for stage in stages]}
+def save_funnel(
+    stages: Sequence[Stage],
+    conditions: dict[str, Any],
+    folder: Path,
+    contamination: dict[str, Any] | None = None,
+) -> None:
+    """folder/funnel.json and funnel.html; `conditions`: what was run, `contamination`: a Decontaminator's report."""
+    values = {
+        "conditions": conditions,
+        "stages": [stage.as_dict() for stage in stages],
+        "decontamination": contamination,
+    }
     write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", folder / "funnel.json")
-    write_text(funnel_html(stages, conditions), folder / "funnel.html")
+    write_text(funnel_html(stages, conditions, contamination), folder / "funnel.html")
 
 
-def funnel_html(stages: Sequence[Stage], conditions: dict[str, Any]) -> str:
-    """One page that needs nothing else: a bar per step, as wide as its share of the largest, and the reasons."""
+def funnel_html(
+    stages: Sequence[Stage], conditions: dict[str, Any], contamination: dict[str, Any] | None = None
+) -> str:
+    """One page that needs nothing else: a bar per step, dark for what went on, and the reasons for the rest."""
     widest = max((max(stage.n_in, stage.n_out) for stage in stages), default=0) or 1
-    facts = "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in conditions.items())
     body = "".join(_stage_html(stage, widest) for stage in stages)
-    return _PAGE.format(facts=facts, body=body)
+    if contamination is not None:
+        keys = ("name", "texts", "too_short", "found")
+        rows = [[found[key] for key in keys] for found in contamination["sets"]]
+        heading = ("evaluation set", "texts", "too short to compare", "records dropped")
+        body += f"<h2>decontamination, {contamination['n']} words in a row</h2>{_table(heading, rows)}"
+    body += f"<h2>settings</h2>{_table(('name', 'value'), [(name, str(value)) for name, value in conditions.items()])}"
+    skill = escape(str(conditions.get("skill", "")))
+    n_in, n_out = (stages[0].n_in, stages[-1].n_out) if stages else (0, 0)
+    return _PAGE.format(skill=skill, summary=f"{n_in:,} prompts gave {n_out:,} conversations.", body=body)
 
 
 def _stage_html(stage: Stage, widest: int) -> str:
-    drops = "".join(
-        f"<tr><td>{escape(reason)}</td><td>{count}</td><td>{escape(stage.examples.get(reason, '')[:300])}</td></tr>"
-        for reason, count in stage.dropped.most_common()
-    )
-    table = f"<table><tr><th>dropped because</th><th>records</th><th>first</th></tr>{drops}</table>" if drops else ""
+    rows = [[reason, n, stage.examples.get(reason, "")[:300]] for reason, n in stage.dropped.most_common()]
+    table = _table(("dropped because", "records", "first"), rows) if rows else ""
+    went_in, went_on = (100 * n / widest for n in (stage.n_in, stage.n_out))
     return (
-        f"<h2>{escape(stage.name)}</h2><p>{stage.n_in} in, {stage.n_out} out</p>"
-        f'<div class="bar" style="width:{100 * stage.n_out / widest:.1f}%"></div>{table}'
+        f"<h2>{escape(stage.name)}</h2><p>{stage.n_in:,} in, {stage.n_out:,} out</p>"
+        f'<div class="in" style="width:{went_in:.1f}%"></div>'
+        f'<div class="out" style="width:{went_on:.1f}%"></div>{table}'
     )
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in heading)
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _cell(value: Any) -> str:
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return f'<td class="n">{value:,}</td>' if is_number else f"<td>{escape(str(value))}</td>"
 
 
 _PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Synthesis funnel</title>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Funnel: {skill}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-h2 {{ font-size: 1rem; margin: 1.5rem 0 0 }} p {{ margin: 0 }}
-.bar {{ height: .8rem; min-width: 2px; background: #3b6ea5 }}
-table {{ border-collapse: collapse; margin-top: .5rem }} td, th {{ text-align: left; padding: .1rem .8rem .1rem 0;
-vertical-align: top }} td:nth-child(2) {{ text-align: right }} dt {{ float: left; clear: left; width: 8rem }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+color-scheme: light dark }}
+h2 {{ font-size: 1.05rem; margin: 1.8rem 0 0 }} p {{ margin: 0 }}
+.in, .out {{ height: .6rem; min-width: 2px; background: #8884 }} .out {{ background: #3b7dd8 }}
+table {{ border-collapse: collapse; margin-top: .6rem }} tr + tr {{ border-top: 1px solid #8883 }}
+td, th {{ text-align: left; padding: .15rem 1rem .15rem 0; vertical-align: top }}
+td {{ overflow-wrap: anywhere }}
+td:first-child {{ min-width: 11rem }} .n {{ text-align: right; font-variant-numeric: tabular-nums }}
 </style>
-<h1>Synthesis funnel</h1><dl>{facts}</dl>{body}</html>
+<h1>Funnel: {skill}</h1><p>{summary}</p>{body}</html>
 """

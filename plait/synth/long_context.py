@@ -10,8 +10,10 @@ from typing import Any
 
 from plait.data import Document
 from plait.synth.bm25 import BM25
+from plait.synth.embedding import Embedding
 
 CountTokens = Callable[[str], int]
+SIMILARITIES: Mapping[str, type[BM25] | type[Embedding]] = {"words": BM25, "meaning": Embedding}
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,18 @@ class LongContext:
 
 
 class ContextBuilder:
-    """Fills contexts with passages that BM25 finds most similar to the wanted ones."""
+    """Fills contexts with the passages most similar to the wanted ones: by words (BM25) or by meaning (Embedding)."""
 
-    def __init__(self, passages: Sequence[Passage], count_tokens: CountTokens | None = None) -> None:
+    def __init__(
+        self, passages: Sequence[Passage], count_tokens: CountTokens | None = None, *, similarity: str = "words"
+    ) -> None:
         """`count_tokens` None takes a token for four characters, which is rough: give a tokenizer's count."""
+        if similarity not in SIMILARITIES:
+            raise ValueError(f"similarity={similarity!r} must be one of {', '.join(SIMILARITIES)}")
         self.passages = list(passages)
         self._count = count_tokens or (lambda text: -(-len(text) // 4))
         self._counted: dict[Passage, int] = {}
-        self._index = BM25([passage.text for passage in self.passages])
+        self._index = SIMILARITIES[similarity]([passage.text for passage in self.passages])
 
     def tokens_of(self, passage: Passage) -> int:
         if passage not in self._counted:

@@ -32,6 +32,8 @@ STEPS = ("prompts", "responses", "filter", "post-edit")
 RUN_FILE = "run.json"
 CHAT_FILE = "chat.jsonl"
 _MAX_THREADS = 64
+_LOCAL_THREADS = 2  # without a model: what is checked by a query engine or a compressor runs outside of Python's lock
+_LOCAL_CHUNK = 32
 
 
 class Dropped(Exception):
@@ -72,6 +74,7 @@ class Outcome:
     n_records: int
     stages: tuple[Stage, ...]
     requests: dict[str, int]  # of this call: asked, cached, calls, retries, refused
+    contamination: dict[str, Any] | None  # what was compared with, and how many records shared text with it
 
 
 def run_pipeline(
@@ -108,11 +111,12 @@ def run_pipeline(
             write_records(run.step(step, before, stage, n, seed), produced)
             write_text(json.dumps(stage.as_dict(), ensure_ascii=False), done)
         stages.append(Stage.from_dict(json.loads(done.read_text(encoding="utf-8"))))
+    contamination = None if decontaminator is None else decontaminator.report_for(stages)
     last = out / "steps" / f"{len(STEPS)}_{STEPS[-1]}.jsonl"
     n_records = write_jsonl((record.chat() for record in read_records(last)), out / CHAT_FILE)
-    save_funnel(stages, settings, out)
+    save_funnel(stages, settings, out, contamination)
     counts = {} if requester is None else dict(requester.counts)
-    return Outcome(out / CHAT_FILE, n_records, tuple(stages), counts)
+    return Outcome(out / CHAT_FILE, n_records, tuple(stages), counts, contamination)
 
 
 def _claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -146,7 +150,8 @@ class _Run:
         self._ask = _no_model if requester is None else requester.ask
         self._names = () if requester is None else (requester.name,)
         limits = None if requester is None else requester.limits
-        self._threads = 1 if limits is None else min(_MAX_THREADS, 2 * limits.calls * limits.batch)
+        self._threads = _LOCAL_THREADS if limits is None else min(_MAX_THREADS, 2 * limits.calls * limits.batch)
+        self._chunk = _LOCAL_CHUNK if limits is None else 1
 
     def step(self, step: str, before: Iterator[Record], stage: Stage, n: int, seed: int) -> Iterator[Record]:
         if step == "prompts":
@@ -167,7 +172,7 @@ class _Run:
             yield record
 
     def _responses(self, before: Iterator[Record], stage: Stage) -> Iterator[Record]:
-        for record, found in ordered_map(self._respond, _counted(before, stage), self._threads):
+        for record, found in ordered_map(self._respond, _counted(before, stage), self._threads, chunk=self._chunk):
             if isinstance(found, str):
                 stage.drop(found, record.id)
                 continue
@@ -191,7 +196,7 @@ class _Run:
         return record, [replace(candidate, generators=writers) for candidate in candidates]
 
     def _filter(self, before: Iterator[Record], stage: Stage) -> Iterator[Record]:
-        candidates = ordered_map(self._check, _counted(before, stage), self._threads)
+        candidates = ordered_map(self._check, _counted(before, stage), self._threads, chunk=self._chunk)
         for _, group in groupby(candidates, key=lambda pair: pair[0].id.rpartition("/")[0]):
             good: list[Record] = []
             for record, found in group:
@@ -228,18 +233,23 @@ def _no_model(request: GenerationRequest) -> tuple[str, ...]:
     raise ValueError("this needs a model, and none was given: name one, or choose settings that need none")
 
 
-def ordered_map(work: Callable[[In], Out], items: Iterable[In], n_threads: int) -> Iterator[Out]:
-    """`map` over threads: results in order, at most twice as many items in flight as threads."""
-    if n_threads == 1:
-        yield from map(work, items)
-        return
+def ordered_map(work: Callable[[In], Out], items: Iterable[In], n_threads: int, *, chunk: int = 1) -> Iterator[Out]:
+    """`map` over threads: results in order, at most twice as many chunks of items in flight as threads.
+
+    Neighbours in a chunk meet the same thread one after the other, which pays where a thread keeps what it loaded.
+    """
     items = iter(items)
+    chunks = iter(lambda: list(islice(items, chunk)), [])
+
+    def do(several: list[In]) -> list[Out]:
+        return [work(item) for item in several]
+
     with ThreadPoolExecutor(n_threads) as pool:
-        running = deque(pool.submit(work, item) for item in islice(items, 2 * n_threads))
+        running = deque(pool.submit(do, several) for several in islice(chunks, 2 * n_threads))
         try:
             while running:
-                yield running.popleft().result()
-                running.extend(pool.submit(work, item) for item in islice(items, 1))
+                yield from running.popleft().result()
+                running.extend(pool.submit(do, several) for several in islice(chunks, 1))
         finally:
             for future in running:
                 future.cancel()

@@ -1,7 +1,7 @@
 """Conversations to training tokens: skills, long contexts and chats in one mix, loss on the assistant's turns only.
 
-The folder is that of `plait.data.write_shards`, one conversation a document, with `loss_mask.bin` beside the tokens: a
-byte per token, 1 where the token is to be learned. `SftLoader` packs conversations into rows and masks the labels.
+The folder is that of `plait.data.write_shards`, one conversation a document, with a loss mask beside the tokens: the
+loader packs conversations into rows and gives labels for the assistant's turns only.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import secrets
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from plait.data import IGNORE, Batch, Document, Loader, TokenShards, write_shards
+from plait.data import Document, TokenShards, add_loss_mask, write_shards
 from plait.synth.conversation import wrong_conversation
 from plait.synth.decontaminate import Decontaminator
 from plait.synth.record import Record, from_chat, random_for, read_jsonl, write_text
 from plait.text import ChatTemplate, ChatTemplateError, Tokenizer, assistant_spans
 
-MASK_FILE = "loss_mask.bin"
 REPORT_FILE = "mix.json"
 
 
@@ -41,10 +41,30 @@ class MixPart:
             raise ValueError(f"times={self.times} of {self.path} must be greater than 0")
 
 
-def mixed(parts: Iterable[MixPart], seed: int) -> Iterator[tuple[MixPart, Record]]:
+@dataclass(frozen=True)
+class Side:
+    """Which conversations of a mix: those put aside to watch the loss on, a random `share` of all, or the others."""
+
+    share: float
+    held_out: bool
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise ValueError(f"the held-out share {self.share} must be at least 0 and less than 1")
+
+    def has(self, random: Random) -> bool:
+        return (random.random() < self.share) == self.held_out
+
+
+ALL = Side(0.0, held_out=False)
+
+
+def mixed(parts: Iterable[MixPart], seed: int, side: Side = ALL) -> Iterator[tuple[MixPart, Record]]:
     """The mix's conversations, one in memory at a time. The loader shuffles; here they come part by part."""
     for part in parts:
         for index, line in enumerate(read_jsonl(part.path)):
+            if not side.has(random_for("side", seed, part.path.name, index)):
+                continue
             whole, share = divmod(part.times, 1)
             is_drawn = random_for("mix", seed, part.path.name, index).random() < share
             for _ in range(int(whole) + is_drawn):
@@ -87,10 +107,12 @@ def write_sft(
     out: Path,
     *,
     seed: int = 0,
+    side: Side = ALL,
     max_tokens: int | None = None,
     decontaminator: Decontaminator | None = None,
 ) -> TokenShards:
-    """Shards, loss mask and report in the new folder `out`, which appears whole or not at all.
+    """Shards, loss mask and report in the new folder `out`, which appears whole or not at all; `side` leaves some
+    conversations to the held-out folder, or takes only those.
 
     Conversations that are wrong, contaminated, longer than `max_tokens` or without an assistant turn are left out and
     counted in the report. Raises ValueError when none is left.
@@ -103,52 +125,16 @@ def write_sft(
     try:
         with mask_path.open("wb") as mask_file:
             mix = _Mix(tokenizer, template, max_tokens, decontaminator, mask_file)
-            shards = write_shards(mix.documents(mixed(parts, seed)), mix, unfinished)
+            shards = write_shards(mix.documents(mixed(parts, seed, side)), mix, unfinished)
             mask_file.flush()
             os.fsync(mask_file.fileno())
-        assert mask_path.stat().st_size == shards.n_tokens, "one byte of mask a token"
-        os.replace(mask_path, unfinished / MASK_FILE)
+        shards = add_loss_mask(shards, mask_path)
         write_text(json.dumps(mix.report(seed), indent=2, ensure_ascii=False) + "\n", unfinished / REPORT_FILE)
         os.replace(unfinished, out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         mask_path.unlink(missing_ok=True)
     return TokenShards(out, shards.metadata)
-
-
-def open_loss_mask(shards: TokenShards) -> np.ndarray:
-    """uint8 [n_tokens], mapped from the file. Raises ValueError if the folder has none or it doesn't fit."""
-    path = shards.path / MASK_FILE
-    if not path.is_file() or path.stat().st_size != shards.n_tokens:
-        raise ValueError(f"{path} must hold a byte for each of {shards.n_tokens} tokens: write the mix again")
-    return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
-
-
-class SftLoader:
-    """`plait.data.Loader` with labels only where the mask is 1; same order, same packing, same resuming.
-
-    The mask goes through a second loader as if it were tokens, so that it can't slip against them.
-    """
-
-    def __init__(self, shards: TokenShards, *, seq: int, batch: int, seed: int) -> None:
-        self._tokens = Loader(shards, seq=seq, batch=batch, seed=seed)
-        self._mask = Loader(_MaskShards(shards), seq=seq, batch=batch, seed=seed)
-
-    def batch(self, index: int, rank: int = 0, world: int = 1) -> Batch:
-        batch = self._tokens.batch(index, rank, world)
-        is_learned = self._mask.batch(index, rank, world).labels == 1
-        return replace(batch, labels=np.where(is_learned, batch.labels, IGNORE))
-
-
-class _MaskShards(TokenShards):
-    """The mask of a shards folder, read as its tokens are."""
-
-    def __init__(self, shards: TokenShards) -> None:
-        super().__init__(shards.path, shards.metadata)
-        self._mask = open_loss_mask(shards)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        return self._mask[start:stop]
 
 
 class _Mix:

@@ -102,7 +102,7 @@ class Steerability:
     def check(self, record: Record, ask: Ask) -> Record:
         for item in instructions_of(record):
             if not item.holds(record.answer):
-                raise Dropped(f"instruction not kept ({item.kind}): {item.text}")
+                raise Dropped(f"instruction not kept ({item.kind.replace(':', ' ')}): {item.text}")
         if self.reward is None:
             return record.with_scores(instructions=1.0)
         reward = self.reward(record, ask)

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any, Literal
 
 from plait.data import Document
-from plait.synth.pipeline import Ask, Dropped
+from plait.synth.pipeline import Ask, Dropped, ordered_map
 from plait.synth.record import Record, random_for
 from plait.synth.table_questions import TASKS, Question, answer_by_query, ask_about
 from plait.synth.table_text import read_back_request, verbalise_request, wrong_paragraph, wrong_reading
@@ -65,15 +65,19 @@ class TableQA:
         }
 
     def prompts(self, n: int, seed: int) -> Iterator[Record]:
-        made = barren = 0
-        for index in count():
+        """Tables are asked about in two threads, since the engine leaves Python's lock; the order is that of one."""
+
+        def ask(index: int) -> tuple[Table, list[Question], Random]:
             random = random_for("table_qa", seed, index)
             table = self.tables[index % len(self.tables)] if self.tables else generate_table(random)
-            questions = ask_about(table, self._engine, random, min(self.questions_per_table, n - made), self.tasks)
+            return table, ask_about(table, self._engine, random, self.questions_per_table, self.tasks), random
+
+        made = barren = 0
+        for table, questions, random in ordered_map(ask, count(), 2, chunk=4):
             barren = 0 if questions else barren + 1
             if barren == _BARREN_TABLES:
                 raise ValueError(f"{barren} tables gave no question of {self.tasks}: give tables with more columns")
-            for question in questions:
+            for question in questions[: n - made]:
                 yield self._prompt(f"table_qa-{seed}-{made}", table, question, random, seed)
                 made += 1
             if made == n:

@@ -59,7 +59,8 @@ def answer_by_query(question: Question, table: Table, engine: TableEngine) -> Qu
     """The question with answer and rows from the engine; None if there is no answer, or too many to list."""
     parameters = question.parameters
     values = engine.query(table, question.sql, parameters)
-    rows = engine.query(table, question.evidence_sql, parameters)
+    is_same = question.evidence_sql == question.sql
+    rows = values if is_same else engine.query(table, question.evidence_sql, parameters)
     answer = tuple(show(value) for value, *_ in values)
     if not answer or not rows or len(answer) > 8 or "" in answer:
         return None

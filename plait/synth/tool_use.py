@@ -187,15 +187,14 @@ class ToolUse:
     def _check_no_calls(self, record: Record, answer: Message) -> None:
         if answer.get("tool_calls"):
             raise Dropped(f"calls where none belongs: {answer['tool_calls'][0]['function']['name']}")
-        missing = record.facts.get("missing")
-        if missing is None:
-            return
-        value = record.facts["calls"][0]["arguments"][missing]
-        if _says(value, record.messages[0]["content"]):
+        missing, request = record.facts.get("missing"), record.messages[0]["content"]
+        arguments = record.facts["calls"][0]["arguments"]
+        if missing is not None and _says(arguments[missing], request):
             raise Dropped(f"request gives the missing parameter: {missing}")
-        words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", missing).lower())
-        said = answer["content"].lower()
-        if "?" not in said or not any(word in said for word in words):
+        for text in values_to_repeat({key: value for key, value in arguments.items() if key != missing}):
+            if not _says(text, request):  # where calls follow, they prove that the request asks for them
+                raise Dropped(f"request leaves out a value: {text}")
+        if missing is not None and not _asks_for(missing, answer["content"]):
             raise Dropped(f"doesn't ask for the missing parameter: {missing}")
 
     def _wrong_calls(self, record: Record, answer: Message) -> str | None:
@@ -232,6 +231,12 @@ class ToolUse:
         """Arguments in one spelling, so that the same call always trains the same tokens."""
         for record in records:
             yield replace(record, messages=tuple(_tidy(message) for message in record.messages))
+
+
+def _asks_for(parameter: str, said: str) -> bool:
+    """A question with a word of the parameter's name."""
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", parameter).lower())
+    return "?" in said and any(word in said.lower() for word in words)
 
 
 def _tidy(message: Message) -> Message:

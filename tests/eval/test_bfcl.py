@@ -17,7 +17,8 @@ AREA = {
         "properties": {
             "base": {"type": "integer"}, "height": {"type": "float"}, "unit": {"type": "string"},
             "tags": {"type": "array", "items": {"type": "string"}}, "box": {"type": "dict"},
-            "exact": {"type": "boolean"},
+            "exact": {"type": "boolean"}, "sides": {"type": "array", "items": {"type": "integer"}},
+            "of": {"type": "dict"},
         },
         "required": ["base", "height"],
     },
@@ -25,7 +26,7 @@ AREA = {
 WANTED = {
     "math.area": {
         "base": [10], "height": [5.0, 5], "unit": ["sq. units", ""], "tags": [["a", "b"], ""],
-        "box": [{"x": [1, 2], "y": ["left", ""]}, ""], "exact": [True, ""],
+        "box": [{"x": [1, 2], "y": ["left", ""]}, ""], "exact": [True, ""], "sides": [[3, 4], ""], "of": ["Shape", ""],
     }
 }  # fmt: skip
 
@@ -45,7 +46,12 @@ WANTED = {
         ({"base": 10, "height": 5, "other": 1}, False),
         ({"base": 10, "height": 5, "tags": ["A", "b"]}, True),
         ({"base": 10, "height": 5, "tags": ["b", "a"]}, False),
-        ({"base": 10, "height": 5, "tags": []}, False),
+        ({"base": 10, "height": 5, "tags": []}, True),  # as the published checker has it where it may be left out
+        ({"base": 10, "height": 5, "tags": ("a", "b")}, False),
+        ({"base": 10, "height": 5, "sides": [3, 4]}, True),
+        ({"base": 10, "height": 5, "sides": ["3", "4"]}, False),
+        ({"base": 10, "height": 5, "of": "Shape"}, True),  # a variable's name, to the letter
+        ({"base": 10, "height": 5, "of": "shape"}, False),
         ({"base": 10, "height": 5, "box": {"x": 2}}, True),
         ({"base": 10, "height": 5, "box": {"x": 2, "y": "left"}}, True),
         ({"base": 10, "height": 5, "box": {"y": "left"}}, False),
@@ -58,6 +64,12 @@ def test_arguments(arguments: dict, right: bool) -> None:
     assert all_match([Call("math.area", arguments)], [WANTED], [AREA]) is right
     assert all_match([Call("math_area", arguments)], [WANTED], [AREA]) is right
     assert not all_match([Call("area", arguments)], [WANTED], [AREA])
+
+
+@pytest.mark.parametrize(("sides", "right"), [([3, 4], True), ([3.0, 4.0], False), ([True, 4], False), ([], False)])
+def test_items_have_exactly_their_type(sides: list, right: bool) -> None:
+    wanted = {"math.area": {"base": [10], "height": [5.0], "sides": [[3, 4]]}}
+    assert all_match([Call("math.area", {"base": 10, "height": 5, "sides": sides})], [wanted], [AREA]) is right
 
 
 def test_parallel_calls_in_any_order_each_once() -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from plait.eval.chat_judged import ARENA_HARD, ARENA_HARD_JUDGE, WILD_BENCH, WILD_BENCH_JUDGE
+from plait.eval.chat_judged import ARENA_HARD, ARENA_HARD_JUDGE, KIND_WEIGHTS, WILD_BENCH, WILD_BENCH_JUDGE
 from plait.eval.runner import run_task
+from plait.eval.statistics import weighted_mean_of_kinds
 from plait.eval.task import Inputs
 from plait.eval.verdict import Verdict, length_controlled_win_rate, read_label, read_pairwise, read_score, win_rate
 from plait.paper import table_3
@@ -127,4 +128,27 @@ def test_wild_bench_grades(data: Path, scripted: type, inputs_of: Callable[..., 
     scores = run_task(WILD_BENCH_JUDGE, judge, data / "j", inputs, model="judge")
     assert scores["metrics"]["score"]["value"] == 40
     assert scores["metrics"]["grade"]["value"] == 7
-    assert scores["summary"] == {"judged": "me"}
+    assert scores["summary"]["judged"] == "me"
+    assert scores["summary"]["by_kind"]["value"] == 40
+    rows = {row["benchmark"]: row for row in table_3.as_json([data / "j"])["rows"]}
+    assert rows["WildBench"]["ours"]["me"]["value"] == 40
+
+
+def test_the_score_over_kinds_is_the_leaderboards() -> None:
+    """The published means of one model's kinds of request, and the score published for it; the judgments' form too."""
+    published = {"creative": 42.44155844, "planning": 35.01501501, "math": 20.48, "information": 41.53465346,
+                 "coding": 22.08530805}  # fmt: skip
+    kinds = [[name == kind for kind in KIND_WEIGHTS] for name in published]
+    found = weighted_mean_of_kinds(list(published.values()), kinds, list(KIND_WEIGHTS.values()))
+    assert found.value == pytest.approx(30.3636154, abs=1e-4)
+    assert found.low <= found.value <= found.high
+    assert read_score('{\n    "strengths": "s",\n    "weaknesses": "w",\n    "score": "7"\n}') == 7
+
+
+def test_a_request_may_be_of_several_kinds() -> None:
+    found = weighted_mean_of_kinds([10.0, 20.0, 60.0], [[True, False], [True, True], [False, True]], [1, 3])
+    assert found.value == pytest.approx((1 * 15 + 3 * 40) / 4)
+    alone = weighted_mean_of_kinds([10.0, 20.0], [[True, False], [True, False]], [1, 3])
+    assert alone.value == 15
+    many = weighted_mean_of_kinds([0.0, 100.0] * 200, [[True]] * 400, [2.0])
+    assert many.high - many.value == pytest.approx(1.96 * 50 / 20, rel=0.15)

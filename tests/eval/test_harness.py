@@ -8,6 +8,7 @@ import pytest
 
 from plait.eval.harness import _generation, _group, _scores, harness_model
 from plait.eval.harness_tasks import PAPER_TASKS, TABLE_2, TABLE_6
+from plait.eval.runner import Price
 from plait.eval.task import Inputs
 from plait.text import Score, ScoreRequest
 
@@ -110,6 +111,9 @@ def test_results_become_groups_with_the_pinned_metric_first() -> None:
 
 def test_seven_languages_give_the_average_of_table_6() -> None:
     groups = {t.name: _group({"acc,none": n / 10}, 5, t) for n, t in enumerate(TABLE_6)}
-    assert _scores(groups, {}, "m")["metrics"]["m_mmlu_average"]["value"] == 30
+    used = {"prompt": 2_000_000, "completion": 500_000}
+    scores = _scores(groups, {}, "m", used, Price(1, 4))
+    assert scores["metrics"]["m_mmlu_average"]["value"] == 30
+    assert (scores["tokens"], scores["cost_usd"]) == (used, 4.0)
     groups.popitem()
-    assert _scores(groups, {}, "m")["metrics"] == {}
+    assert _scores(groups, {}, "m", used)["metrics"] == {}

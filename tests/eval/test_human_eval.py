@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from plait.eval.human_eval import HUMANEVAL, code_block
-from plait.eval.sandbox import run_program
 from plait.eval.task import Answer, Inputs
 
 ROW = {
@@ -50,35 +49,6 @@ def test_only_a_program_whose_tests_pass_passes(
 ) -> None:
     sample = HUMANEVAL.plan(inputs_of("humaneval", {"execute": "yes"}, data=data)).drafts[0].make()
     assert HUMANEVAL.score(sample, Answer(output)) == {"pass@1": passes}
-
-
-@pytest.mark.parametrize(
-    ("source", "said"),
-    [
-        ("while True: pass", "stopped after 1 seconds"),
-        ("x = bytearray(4 << 30)", "MemoryError"),
-        ("import socket; socket.create_connection(('127.0.0.1', 9))", "socket"),
-        ("import subprocess; subprocess.run(['true'])", "not allowed here"),
-        ("import os; os.fork()", "os.fork is not allowed"),
-        ("open('/tmp/plait-outside', 'w')", "no file may be written here"),
-        ("import os; os.open('../x', os.O_CREAT | os.O_WRONLY)", "no file may be written here"),
-        ("import os; os.remove('/etc/hostname')", "os.remove is not allowed"),
-        ("raise SystemExit", ""),
-    ],
-)
-def test_what_a_program_may_not_do(source: str, said: str) -> None:
-    outcome = run_program(source, timeout_s=1 if "while" in source else 10)
-    assert not outcome.passed
-    assert said in outcome.said
-
-
-def test_it_may_write_where_it_runs_and_sees_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SECRET_KEY", "x")
-    source = (
-        "import os\nopen('a', 'w').write('b')\nassert open('a').read() == 'b'\nassert 'SECRET_KEY' not in os.environ"
-    )
-    outcome = run_program(source)
-    assert outcome.passed, outcome.said
 
 
 def test_code_blocks() -> None:

@@ -148,7 +148,8 @@ def test_a_skill_that_needs_a_model_says_so(tmp_path: Path) -> None:
         run_pipeline(Doubling(), tmp_path / "out", n=1)
 
 
-def test_ordered_map_keeps_order_and_a_bounded_window() -> None:
+@pytest.mark.parametrize(("n_threads", "chunk", "window"), [(4, 1, 9), (2, 8, 40), (1, 3, 9)])
+def test_ordered_map_keeps_order_and_a_bounded_window(n_threads: int, chunk: int, window: int) -> None:
     taken = []
 
     def items() -> Iterator[int]:
@@ -156,9 +157,9 @@ def test_ordered_map_keeps_order_and_a_bounded_window() -> None:
             taken.append(i)
             yield i
 
-    results = ordered_map(lambda i: i * i, items(), 4)
+    results = ordered_map(lambda i: i * i, items(), n_threads, chunk=chunk)
     assert next(results) == 0
-    assert len(taken) <= 9
+    assert len(taken) <= window
     assert list(results) == [i * i for i in range(1, 100)]
 
 

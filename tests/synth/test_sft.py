@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plait.data import IGNORE, Loader, default_corpus, open_shards
+from plait.data import IGNORE, Loader, TokenShards, default_corpus, evaluation_batches, open_shards
 from plait.synth.decontaminate import Decontaminator
 from plait.synth.record import Record, from_chat, write_jsonl
-from plait.synth.sft import MixPart, SftLoader, encode_chat, open_loss_mask, write_sft
+from plait.synth.sft import MixPart, Side, encode_chat, write_sft
 from plait.text import ChatTemplate, Tokenizer, train_tokenizer
 
 CALL = {"id": "call_0", "type": "function", "function": {"name": "f", "arguments": '{"a": [1, "é"]}'}}
@@ -87,7 +87,8 @@ def write_parts(tmp_path: Path) -> list[MixPart]:
 def test_shards_and_mask_fit_and_load(tokenizer, template, tmp_path: Path) -> None:
     write_sft(write_parts(tmp_path), tokenizer, template, tmp_path / "out")
     shards = open_shards(tmp_path / "out")
-    mask = open_loss_mask(shards)
+    mask = shards.loss_mask
+    assert mask is not None
     assert shards.n_documents == 6
     for i, record in enumerate([CHAT, CHAT, CHAT, CHAT, TOOLS, CITED]):
         ids, learned = encode_chat(record, tokenizer, template)
@@ -107,8 +108,9 @@ def test_shards_and_mask_fit_and_load(tokenizer, template, tmp_path: Path) -> No
 
 def test_packed_labels_are_the_next_tokens_of_the_assistant_and_no_others(tokenizer, template, tmp_path: Path) -> None:
     shards = write_sft(write_parts(tmp_path), tokenizer, template, tmp_path / "out")
-    mask = open_loss_mask(shards)
-    masked, plain = (kind(shards, seq=37, batch=4, seed=3) for kind in (SftLoader, Loader))
+    mask = shards.loss_mask
+    unmasked = TokenShards(shards.path, replace(shards.metadata, has_loss_mask=False))
+    masked, plain = (Loader(given, seq=37, batch=4, seed=3) for given in (shards, unmasked))
     n_rows = plain.n_windows(epochs=3)
     learned = []
     for index in range(n_rows // 4):
@@ -170,8 +172,35 @@ def test_nothing_is_written_over_and_no_part_is_empty(tokenizer, template, tmp_p
 def test_a_mask_that_does_not_fit_is_refused(tokenizer, template, tmp_path: Path) -> None:
     shards = write_sft(write_parts(tmp_path), tokenizer, template, tmp_path / "out")
     (tmp_path / "out" / "loss_mask.bin").write_bytes(b"\0")
-    with pytest.raises(ValueError, match="must hold a byte for each"):
-        open_loss_mask(shards)
+    with pytest.raises(ValueError, match=r"loss_mask\.bin has 1 bytes where"):
+        open_shards(shards.path)
+    (tmp_path / "out" / "loss_mask.bin").unlink()
+    with pytest.raises(ValueError, match=r"loss_mask\.bin is missing"):
+        open_shards(shards.path)
+
+
+def test_held_out_rows_have_labels_of_the_assistant_only(tokenizer, template, tmp_path: Path) -> None:
+    shards = write_sft(write_parts(tmp_path), tokenizer, template, tmp_path / "out")
+    labels = np.concatenate([b.labels.reshape(-1) for b in evaluation_batches(shards, seq=29, batch=3)])
+    tokens = shards.read(0, shards.n_tokens)
+    assert labels[labels != IGNORE].tolist() == tokens[shards.loss_mask == 1].tolist()
+
+
+def test_every_conversation_is_on_one_side(tokenizer, template, tmp_path: Path) -> None:
+    records = [replace(CHAT, id=str(i)).with_messages(*chat(("user", f"no. {i}"), ("assistant", "ok")).messages).chat()
+               for i in range(300)]  # fmt: skip
+    write_jsonl(records, tmp_path / "c.jsonl")
+    parts = [MixPart(tmp_path / "c.jsonl")]
+    train, held_out = (
+        write_sft(parts, tokenizer, template, tmp_path / str(side), side=Side(0.2, held_out=side))
+        for side in (False, True)
+    )
+    texts = [{tuple(shards.document(i).tolist()) for i in range(shards.n_documents)} for shards in (train, held_out)]
+    assert len(texts[0]) + len(texts[1]) == 300
+    assert not texts[0] & texts[1]
+    assert 35 < held_out.n_documents < 90
+    with pytest.raises(ValueError, match="share 1"):
+        Side(1, held_out=True)
 
 
 @pytest.mark.parametrize(

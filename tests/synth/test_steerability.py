@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 
 import pytest
@@ -43,7 +44,7 @@ def test_answers_that_break_an_instruction_never_pass(run) -> None:
     assert reasons.pop("empty answer") == 20
     assert reasons.pop("ranked below another answer", 0) + sum(reasons.values()) == 40
     assert sum(reasons.values()) > 20
-    assert all(reason.startswith("instruction not kept (") for reason in reasons)
+    assert all(re.fullmatch(r"instruction not kept \(\w+ \w+\)", reason) for reason in reasons)
 
 
 def test_the_reward_chooses_among_those_and_has_a_floor(run) -> None:

@@ -156,6 +156,10 @@ def test_order_of_calls_numbers_and_defaults_make_no_difference(run) -> None:
 def dishonest(fault: str) -> Callable[[GenerationRequest, int], str]:
     def answer(request: GenerationRequest, k: int) -> str:
         text, is_user, last = honest(request, k), request.tools is None, request.messages[-1]
+        if fault == "says something else" and is_user:
+            return "My dear Emma, how d'ye do?"
+        if fault == "says something else" and not is_user:
+            return "I have no tool for that."
         if fault == "calls anyway" and not is_user:
             return called([{"name": request.tools[0]["function"]["name"], "arguments": {}}])
         if fault == "doesn't ask" and not is_user:
@@ -181,6 +185,7 @@ def dishonest(fault: str) -> Callable[[GenerationRequest, int], str]:
     ("case", "fault", "reason"),
     [
         ("no_call", "calls anyway", "calls where none belongs"),
+        ("no_call", "says something else", "request leaves out a value"),
         ("missing_parameter", "calls anyway", "calls where none belongs"),
         ("missing_parameter", "doesn't ask", "doesn't ask for the missing parameter"),
         ("missing_parameter", "asks for something else", "doesn't ask for the missing parameter"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+N_DEPTHS = 10  # rows of the map of needles by depth
 EFFECTIVE_SCORE = 85.6  # Llama-2-7B-chat at 4K: RULER's bar for a length a model really handles
 
 _CONTROL = re.compile("[\x00-\x1f]")

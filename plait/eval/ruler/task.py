@@ -15,7 +15,14 @@ from plait.eval.ruler.documents import draw_documents
 from plait.eval.ruler.fitting import fit
 from plait.eval.ruler.needles import NEEDLE_KINDS, draw_needles
 from plait.eval.ruler.novels import novels
-from plait.eval.ruler.scoring import any_found, as_length, effective_length, share_found, weighted_averages
+from plait.eval.ruler.scoring import (
+    N_DEPTHS,
+    any_found,
+    as_length,
+    effective_length,
+    share_found,
+    weighted_averages,
+)
 from plait.eval.ruler.sources import Library, Prose, Words, read_hotpot, read_prose, read_squad, read_words
 from plait.eval.ruler.variables import draw_variables, solved_example
 from plait.eval.ruler.words import coded_words, draw_common_words, draw_frequent_words
@@ -211,14 +218,14 @@ def summarize(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _depths(records: Sequence[Record], n_bins: int = 10) -> list[dict[str, float]]:
+def _depths(records: Sequence[Record]) -> list[dict[str, float]]:
     """Needle tasks by depth and length. A sample with several needles counts at each of their depths, by its share."""
     cells: dict[tuple[int, int], list[float]] = {}
     for record in records:
         for depth in record["facts"].get("depths", ()):
-            key = record["facts"]["length"], min(int(depth * n_bins / 100), n_bins - 1)
+            key = record["facts"]["length"], min(int(depth * N_DEPTHS / 100), N_DEPTHS - 1)
             cells.setdefault(key, []).append(record["scores"]["score"])
-    width = 100 / n_bins
+    width = 100 / N_DEPTHS
     return [
         {"length": length, "depth": place * width, "score": round(100 * _mean(scores), 2), "n": len(scores)}
         for (length, place), scores in sorted(cells.items())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import plait.data
 from plait.eval.prompt import chat_ids, generation_request, plain_text
 from plait.eval.records import read_run
 from plait.eval.ruler import RULER
@@ -18,6 +19,9 @@ from plait.eval.ruler.words import frequent_word_counts
 from plait.eval.runner import run_task
 from plait.eval.sentences import split_sentences
 from plait.eval.task import Answer, Inputs, Sample
+from plait.text import Tokenizer, train_tokenizer
+
+CORPUS = Path(plait.data.__file__).parent / "corpus"
 
 
 def samples(inputs: Inputs) -> list[Sample]:
@@ -47,6 +51,25 @@ def test_prompt_and_answer_fill_the_length_to_half_a_percent(
         used = len(request.token_ids) + request.sampling.max_tokens
         assert used == sample.facts["tokens"]
         assert 4096 * 0.995 <= used <= 4096, sample.id
+
+
+@pytest.mark.parametrize("vocab_size", [600, 2048, 16_384])
+def test_so_they_do_with_tokenizers_of_any_size(vocab_size: int, inputs_of: Callable[..., Inputs]) -> None:
+    """2,048 is the tokenizer of the model that ships; with 600 ids ten words 30 times over don't fit 4096 tokens."""
+    text = (CORPUS / "emma.txt").read_text(encoding="utf-8")[:300_000]
+    shipped = CORPUS.parents[1] / "demo"
+    tokenizer = Tokenizer.from_folder(shipped) if vocab_size == 2048 else train_tokenizer([text], vocab_size)
+    tasks = [name for name in TASK_NAMES if (name, vocab_size) != ("cwe", 600)]
+    inputs = inputs_of("ruler", {"tasks": ",".join(tasks)}, limit=1, tokenizer=tokenizer)
+    made = samples(inputs)
+    assert len(made) == len(tasks)
+    for sample in made:
+        request = generation_request(sample, inputs)
+        assert request.token_ids is not None
+        assert 4096 * 0.995 <= len(request.token_ids) + request.sampling.max_tokens <= 4096, sample.id
+    if len(tasks) < len(TASK_NAMES):
+        with pytest.raises(ValueError, match="length=4096 is too short: the smallest sample of this task takes about"):
+            samples(inputs_of("ruler", {"tasks": "cwe"}, limit=1, tokenizer=tokenizer))
 
 
 @pytest.mark.parametrize("length", [1024, 8192])
