@@ -3,6 +3,7 @@
 The public names below load what they need at first use, so `import plait` costs nothing and needs no torch.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
     from plait.text import SamplingParams
 
 __version__ = "0.1.0"
+
+# torch's threads (libgomp's) spin for about a millisecond wherever they wait for each other. On a computer that does
+# something else too they then wait for each other's turns: 20 to 50 times slower, where sleeping sooner costs nothing
+# that could be measured (docs/log.md). It is read when torch is imported, so import plait first; setting either wins.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __all__ = ["LLM", "ModelConfig", "SamplingParams", "load_model", "presets", "quantize", "save_model"]
 

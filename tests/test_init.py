@@ -2,6 +2,9 @@
 
 import ast
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,3 +33,16 @@ def test_the_names_are_listed_before_they_are_loaded() -> None:
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(AttributeError, match=r"no attribute 'load_modle'; its public names are .*load_model"):
         plait.load_modle  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_threads_do_not_spin_for_long_unless_told(given: dict[str, str], seen: str) -> None:
+    ours = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    told = subprocess.run(
+        [sys.executable, "-c", "import os, plait; print(os.environ.get('GOMP_SPINCOUNT'))"],
+        env=ours | given, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert told.stdout.strip() == seen
