@@ -25,7 +25,7 @@ from plait.model.checkpoint import save_model
 from plait.model.init import init_weights
 from plait.model.network import LanguageModel
 from plait.serve.llm import LLM
-from plait.text import SamplingParams
+from plait.text import GenerationRequest, SamplingParams
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"d_model": 512, "d_ff": 2048, "n_layers": 16, "n_heads": 8, "n_kv_heads": 2, "n_experts": 8, "top_k": 2,
@@ -53,7 +53,8 @@ def ours(folder: Path, dtype: str, most: int, max_batched_tokens: int) -> Genera
 
     def generate(prompts: Prompts, new: list[int]) -> list[list[int]]:
         params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in new]
-        return [list(done.token_ids) for done in llm.generate(prompts, params)]
+        asked = [GenerationRequest(token_ids=p, sampling=s) for p, s in zip(prompts, params, strict=True)]
+        return [list(done.token_ids) for done in llm.generate(asked)]
 
     return generate
 

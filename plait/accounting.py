@@ -378,3 +378,71 @@ def _width(dtype: Dtype) -> int:
     if dtype not in _DTYPE_BYTES:
         raise ValueError(f"dtype={dtype!r} must be one of {', '.join(_DTYPE_BYTES)}")
     return _DTYPE_BYTES[dtype]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of an engine's process on one device. Left out: the driver's and libraries' own memory, allocator slack,
+    CUDA graphs, counts for penalties (4 bytes a token id for each sequence that asks), and host and disk tiers.
+    """
+
+    weights: int
+    states: int
+    pages: int
+    tables: int
+    activations: int  # of one step of max_batched_tokens, at its widest
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.states + self.pages + self.tables + self.activations
+
+
+def footprint(
+    config: ModelConfig,
+    *,
+    slots: int,
+    pages: int,
+    max_context: int,
+    max_batched_tokens: int,
+    page_size: int = 16,
+    dtype: Dtype = "bfloat16",
+    kv_dtype: Dtype | None = None,
+    level: Level = "bf16",
+) -> Footprint:
+    """What an engine of these sizes allocates; one slot and one page more are its own. `level` quantizes weights that
+    are `dtype` otherwise (A_log, D and dt_bias are fp32 in Mamba-1 and 2). Raises ValueError for sizes under 1.
+    """
+    for name, size in {"slots": slots, "pages": pages, "max_batched_tokens": max_batched_tokens}.items():
+        if size < 1:
+            raise ValueError(f"{name}={size} must be at least 1")
+    params, kv_dtype, width = parameters(config), kv_dtype or dtype, _width(dtype)
+    quantized = _quantized(params, level)
+    scan = config.d_inner * (config.d_state + 2) if config.mamba_kind == "mamba" else 3 * config.n_ssm_heads
+    weights = width * (params.total - quantized) + quantized + _scale_bytes(config, params, level)
+    weights += config.n_mamba_layers * scan * (_width("float32") - width)
+    kv = kv_bytes(config, page_size, kv_dtype)
+    if kv_dtype == "int8":  # a scale for each token and head
+        kv += 2 * config.n_attention_layers * page_size * config.n_kv_heads * _width("float32")
+    return Footprint(
+        weights=weights,
+        states=(slots + 1) * recurrent_bytes(config, dtype),
+        pages=(pages + 1) * kv,
+        tables=(slots + 1) * -(-max_context // page_size) * 4 + 4 * slots * 8,
+        activations=max_batched_tokens * width * _widest(config) + config.vocab_size * width,
+    )
+
+
+def _widest(config: ModelConfig) -> int:
+    """Numbers that live at once for each token of a chunk, in the layer where they are most; two of d_model are the
+    residual and its norm.
+
+    Mamba: in_proj's output, u behind the convolution, dt, y, and the layer's output.
+    MLP: gate and up, their product, two of d_model. Experts: the same for top_k, each with its output.
+    Attention: q and its output, k and v, the layer's output.
+    """
+    mamba = 5 * config.d_inner + config.d_model if config.n_mamba_layers else 0
+    mlp = 3 * config.d_ff + 2 * config.d_model if config.n_moe_layers < config.n_layers else 0
+    share = min(1.0, 1.5 * config.top_k / max(config.n_experts, 1))  # of the tokens, in the busiest expert
+    moe = round(3 * config.d_ff * share) + (config.top_k + 1) * config.d_model if config.n_moe_layers else 0
+    attention = (2 * config.n_heads + 2 * config.n_kv_heads) * config.d_head + config.d_model
+    return 2 * config.d_model + max(mamba, mlp, moe, attention * (config.n_attention_layers > 0))

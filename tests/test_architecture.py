@@ -147,6 +147,7 @@ def _wrong_with(seen: Import, where: Path, root: str) -> Iterator[str]:
     if importer == "model" and f"{seen.target}.".startswith("torch.distributed."):
         yield "imports torch.distributed; model has a seam with a local default instead"
     is_backend = len(where.parts) == 3 and importer == "ops" and where.name not in NOT_BACKENDS
+    is_backend |= where.as_posix() == "bench/rivals.py"  # what they are compared with
     if top in KERNEL_PACKAGES and not is_backend:
         yield f"imports {seen.target}; third-party kernels are imported in ops/<op>/<backend>.py only"
 

@@ -23,6 +23,16 @@ def add(commands: Commands) -> None:
     )
     gpus_help = "GPUs to try, such as 8x80 for eight of 80 GB (default: 1, 2 and 8 of 80 and of 141 GB)"
     parser.add_argument("--gpus", type=_gpus, nargs="+", metavar="COUNTxGB", help=gpus_help)
+    fit = parser.add_argument_group("--fit: what an engine of these sizes allocates on one device")
+    fit.add_argument("--fit", action="store_true", help="print that, for one sequence of --context tokens")
+    fit.add_argument("--max-running", type=int, default=16, metavar="N", help="answers at once (%(default)s)")
+    fit.add_argument("--cached-states", type=int, default=0, metavar="N", help="kept for prefixes (%(default)s)")
+    fit.add_argument("--cache-tokens", type=int, metavar="N", help="with keys and values (--context)")
+    fit.add_argument("--max-batched-tokens", type=int, default=2048, metavar="N", help="of a step (%(default)s)")
+    fit.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="(%(default)s)")
+    fit.add_argument("--kv-dtype", choices=("bfloat16", "float16", "float32", "int8"), help="default: --dtype")
+    fit.add_argument("--level", choices=("bf16", "int8_experts", "int8_experts_mlp"), default="bf16",
+                     help="which weights are int8: none (bf16), the experts, the MLPs too (%(default)s)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print everything as JSON, in parameters and bytes")
     parser.set_defaults(handler=run)
 
@@ -44,11 +54,45 @@ def run(args: argparse.Namespace) -> int:
     if args.context < 1:
         raise UsageError(f"--context {args.context} must be at least 1 token")
     config = read_model_config(args.model)
+    if args.fit:
+        return _fit(args, config)
     result = account(config, args.model, context=args.context, gpus=args.gpus or DEFAULT_GPUS)
     if args.json:
         print_json(asdict(result))
     else:
         _show_account(result, config)
+    return 0
+
+
+def _fit(args: argparse.Namespace, config: ModelConfig) -> int:
+    from dataclasses import asdict
+
+    from plait.accounting import footprint
+
+    try:
+        found = footprint(
+            config,
+            slots=args.max_running + args.cached_states,
+            pages=-(-(args.cache_tokens or args.context) // 16),
+            max_context=args.context,
+            max_batched_tokens=args.max_batched_tokens,
+            dtype=args.dtype,
+            kv_dtype=args.kv_dtype,
+            level=args.level,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    parts = {**asdict(found), "total": found.total}
+    if args.json:
+        print_json(parts)
+        return 0
+    rows = table(f"{args.model}, {args.max_running} answers at once, {args.context:,} tokens", "bytes", "")
+    for name, n_bytes in parts.items():
+        rows.add_row(name, f"{n_bytes:,}", _binary(n_bytes), style="bold" if name == "total" else None)
+    console().print(rows)
+    console().print(
+        "Left out: the driver's and libraries' own memory, allocator slack, CUDA graphs, host and disk tiers."
+    )
     return 0
 
 

@@ -34,7 +34,7 @@ def add(subjects: Any) -> None:
     parser.add_argument("--shared", type=int, default=0, help="with --url: prompt tokens that all requests share")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's own")
-    parser.add_argument("--quantize", help="a method, quantized while loading")
+    parser.add_argument("--quantize", metavar="METHOD[:LEVEL]", help="quantize while loading")
     parser.add_argument("--max-batched-tokens", type=int, default=2048, help="of one step (%(default)s)")
     parser.add_argument("--drafts", type=int, default=0, help="tokens guessed and verified at once (%(default)s)")
     parser.add_argument("--plot", metavar="PNG", help="draw throughput and latencies into this file")

@@ -23,12 +23,13 @@ def add(commands: Commands) -> None:
         help="a `plait eval` run to put beside the scores",
     )
     parser.add_argument("--json", action="store_true", help="print the data instead of the table")
-    measured = parser.add_argument_group("what is measured here (figure_2)")
+    measured = parser.add_argument_group("what is measured here (figures 2, 3 and 4)")
     measured.add_argument("--scale", choices=("tiny", "full"), help="toys for a CPU, or the models' sizes (tiny)")
     measured.add_argument("--device", help="(cpu)")
     measured.add_argument("--models", help="comma-separated, by the beginnings of their names (all)")
     measured.add_argument("--methods", help="comma-separated (all)")
-    measured.add_argument("--batches", help="comma-separated sizes (1,4,8)")
+    measured.add_argument("--batches", help="figure_2: comma-separated sizes (1,4,8)")
+    measured.add_argument("--contexts", help="figures 3 and 4: prompt tokens, comma-separated")
     measured.add_argument("--layers", type=int, help="of each model at most (what fits)")
     measured.add_argument("--repeats", type=int, help="of each timing (3)")
     measured.add_argument("--out", type=Path, metavar="DIR", help="also write DIR/NAME.json and DIR/NAME.png")
@@ -64,13 +65,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-MEASURE_OPTIONS = ("scale", "device", "models", "methods", "batches", "layers", "repeats")
+MEASURE_OPTIONS = ("scale", "device", "models", "methods", "batches", "contexts", "layers", "repeats")
 
 
 def measure(args: argparse.Namespace, result: Any) -> int:
     """Measure, print, and write what was found as it is: rows that failed carry their reason."""
     import json
     import os
+    from dataclasses import fields
 
     options = {name: getattr(args, name) for name in MEASURE_OPTIONS if getattr(args, name) is not None}
     if "models" in options:
@@ -78,10 +80,13 @@ def measure(args: argparse.Namespace, result: Any) -> int:
         options["models"] = tuple(_named(name, result.MODELS) for name in wanted)
     if "methods" in options:
         options["methods"] = tuple(options["methods"].split(","))
-    if "batches" in options:
-        if not all(size.isdigit() for size in options["batches"].split(",")):
-            raise UsageError(f"--batches {options['batches']} must be numbers like 1,4,8")
-        options["batches"] = tuple(int(size) for size in options["batches"].split(","))
+    for name in {"batches", "contexts"} & set(options):
+        if not all(size.isdigit() for size in options[name].split(",")):
+            raise UsageError(f"--{name} {options[name]} must be numbers like 1,4,8")
+        options[name] = tuple(int(size) for size in options[name].split(","))
+    known = {field.name for field in fields(result.Options)}
+    if unknown := [name for name in options if name not in known]:
+        raise UsageError(f"{args.name} has no --{unknown[0]}")
     say = (lambda text: print(text, file=sys.stderr, flush=True)) if not args.json else None
     data = result.measure(result.Options(**options), say)
     if args.out is not None:

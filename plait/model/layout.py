@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from itertools import accumulate
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -40,6 +41,14 @@ class Carry(Protocol):
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """As `ops.attention.attention`, with keys and values that lie elsewhere too."""
         ...
+
+
+class Exports(NamedTuple):
+    """States wanted from inside segments: what a prefix cache keeps of a prompt that goes on."""
+
+    at: Tensor  # [n_segments - n_decode] int32, after so many of its tokens; its length where nothing is wanted
+    segments: Tensor  # [n] int64, those that want one, counted from the first that doesn't decode
+    slots: Tensor  # [n] int64, where it goes: none of the slots that segments run on
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,7 @@ class Layout:
     context_lens: Tensor  # [n_segments] int32
     page_table: Tensor  # [n_segments, max_pages] int32, padded with page 0
     carry: Carry | None = None  # where sequences are cut over processes
+    exports: Exports | None = None
 
     @classmethod
     def of(cls, segments: Sequence[Segment], batch: int, seq: int, device: torch.device | str = "cpu") -> Layout:
@@ -133,6 +143,7 @@ class Layout:
         fresh: Tensor,
         context_lens: Tensor,
         page_table: Tensor,
+        exports: Exports | None = None,
     ) -> Layout:
         """For token_ids [1, n_tokens] without padding, from tensors as this class has them. They are neither copied nor
         looked at: who makes them has put decode segments first and checked slots and pages.
@@ -149,6 +160,7 @@ class Layout:
             fresh=fresh,
             context_lens=context_lens,
             page_table=page_table,
+            exports=exports,
         )
 
     @classmethod
@@ -190,6 +202,11 @@ class Layout:
     @property
     def n_segments(self) -> int:
         return self.slots.shape[0]
+
+    @cached_property
+    def bounds(self) -> list[int] | None:
+        """cu_seqlens on the host, if the layout was made from segments."""
+        return [0, *accumulate(s.length for s in self.segments)] if self.segments else None
 
     @cached_property
     def prefill_cu_seqlens(self) -> Tensor:

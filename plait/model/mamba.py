@@ -11,9 +11,9 @@ from plait.model.layout import Layout
 from plait.model.linear import Linear
 from plait.model.norm import RMSNorm
 from plait.model.state import MambaState
-from plait.ops.causal_conv1d import causal_conv1d, causal_conv1d_update
+from plait.ops.causal_conv1d import causal_conv1d, causal_conv1d_update, columns_at
 from plait.ops.rms_norm import rms_norm_sections
-from plait.ops.selective_scan import selective_scan, selective_scan_update
+from plait.ops.selective_scan import selective_scan, selective_scan_exporting, selective_scan_update
 
 
 class CausalConv(nn.Module):
@@ -40,6 +40,12 @@ class CausalConv(nn.Module):
                 x[n:], self.weight, self.bias, cu_seqlens=layout.prefill_cu_seqlens, initial_columns=before
             )
             columns[slots] = after.to(columns.dtype)
+            if (wanted := layout.exports) is not None:
+                inside = columns_at(
+                    x[n:], cu_seqlens=layout.prefill_cu_seqlens, export_at=wanted.at, d_conv=self.weight.shape[1],
+                    initial_columns=before,
+                )  # fmt: skip
+                columns[wanted.slots] = inside[wanted.segments].to(columns.dtype)
             outputs.append(y)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -97,10 +103,13 @@ class Mamba(nn.Module):
         if n < layout.n_segments:
             slots = layout.slots[n:]
             before = states[slots].masked_fill(layout.fresh[n:, None, None], 0)
-            y, after = selective_scan(
-                u[n:], dt[n:], A, B[n:], C[n:], D=self.D, z=z[n:], dt_bias=self.dt_bias,
-                cu_seqlens=layout.prefill_cu_seqlens, initial_state=before,
-            )  # fmt: skip
+            tokens = u[n:], dt[n:], A, B[n:], C[n:]
+            rest = {"D": self.D, "z": z[n:], "dt_bias": self.dt_bias, "cu_seqlens": layout.prefill_cu_seqlens}
+            if (wanted := layout.exports) is None:
+                y, after = selective_scan(*tokens, **rest, initial_state=before)
+            else:
+                y, after, inside = selective_scan_exporting(*tokens, **rest, initial_state=before, export_at=wanted.at)
+                states[wanted.slots] = inside[wanted.segments]
             states[slots] = after
             outputs.append(y)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

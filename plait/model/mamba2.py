@@ -61,6 +61,17 @@ class Mamba2(nn.Module):
             y, after = ssd(
                 u[n:], dt[n:], A, B[n:], C[n:], **weights, cu_seqlens=layout.prefill_cu_seqlens, initial_state=before
             )
+            if (
+                wanted := layout.exports
+            ) is not None:  # scanned once more up to there: nobody serves this mixer in earnest
+                bounds, at = layout.prefill_cu_seqlens, wanted.at[wanted.segments].long()
+                begins = bounds[:-1].long()[wanted.segments]
+                tokens = n + torch.cat([torch.arange(int(b), int(b + k)) for b, k in zip(begins, at, strict=True)])
+                up_to = F.pad(at.cumsum(0), (1, 0)).to(bounds.dtype)
+                first = before[wanted.segments]
+                states[wanted.slots] = ssd(
+                    u[tokens], dt[tokens], A, B[tokens], C[tokens], **weights, cu_seqlens=up_to, initial_state=first
+                )[1]
             states[slots] = after
             outputs.append(y)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

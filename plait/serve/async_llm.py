@@ -88,6 +88,11 @@ class AsyncLLM:
     def max_context(self) -> int:
         return self.prompts.max_context
 
+    @property
+    def has_ended(self) -> bool:
+        """There is no engine and none will be started."""
+        return self._ended is not None and not self._ready.is_set()
+
     async def close(self) -> None:
         """End the engine process; what is under way ends with an EngineError."""
         self.restart = False

@@ -119,7 +119,8 @@ def build_runner(options: EngineOptions, group: Group | None = None) -> Loaded:
         route_fp32_products()
     dtype = None if options.dtype is None else _dtype("dtype", options.dtype)
     if group is None:
-        model = quant.load(folder, device=device, dtype=dtype, quantize=options.quantize)
+        progress = None if options.quantize is None else quant.say_progress
+        model = quant.load(folder, device=device, dtype=dtype, quantize=options.quantize, progress=progress)
     else:
         from plait.parallel.tensor import tensor_parallel  # brings torch's compiler: seconds, for those who need it
 

@@ -83,8 +83,6 @@ class Engine:
                 key=(arrived, self._n_sequences), keep=list(keep),
             )  # fmt: skip
             self._n_sequences += 1
-            if answers and keep and params.prompt_logprobs is None:
-                sequence.leader = answers[0]
             answers.append(sequence)
             self._live[sequence.id] = sequence
             self.scheduler.add(sequence)
@@ -271,7 +269,7 @@ class Engine:
         """AssertionError unless the books agree with each other: every page and slot has one owner, nothing leaked."""
         scheduler = self.scheduler
         running, waiting = scheduler.running, scheduler.waiting
-        self.memory.check(running, [s.spare for s in running if s.spare >= 0])
+        self.memory.check(running, [*(s.spare for s in running if s.spare >= 0), *scheduler.kept_slots])
         assert {s.id for s in running} | {s.id for s in waiting} == set(self._live)
         assert len(running) + len(waiting) == len(self._live) == sum(len(a) for a in self._requests.values())
         assert len(running) <= self.limits.max_running

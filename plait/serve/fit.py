@@ -36,7 +36,8 @@ def fit_pools(
     max_context was not given, it is what fits; if it was given, ValueError says what does.
     """
     page_bytes, state_bytes = kv_bytes(config, page_size, kv_dtype), recurrent_bytes(config, dtype)
-    left = free_bytes - options.max_running * state_bytes
+    n_slots = options.max_running * (2 if options.n_drafts else 1)  # with drafts, the state before them too
+    left = free_bytes - n_slots * state_bytes
     most_states = MOST_STATES * options.max_running
     n_pages = _pages(options.cache_tokens, left, page_bytes, page_size)
     wanted = options.max_context or config.max_context
@@ -44,7 +45,7 @@ def fit_pools(
     if max_context < 1 or (options.max_context and max_context < wanted):
         raise ValueError(
             f"max_context={wanted} with max_running={options.max_running} needs "
-            f"{(options.max_running * state_bytes + -(-wanted // page_size) * page_bytes) / GIB:.2f} GiB beside the "
+            f"{(n_slots * state_bytes + -(-wanted // page_size) * page_bytes) / GIB:.2f} GiB beside the "
             f"weights, there are {free_bytes / GIB:.2f}: ask for less of either"
         )
     per_sequence = -(-max_context // page_size)
@@ -59,7 +60,7 @@ def fit_pools(
     host, disk = int(options.host_gib * GIB), int(options.disk_gib * GIB)
     return Fitted(
         PoolSizes(
-            slots=options.max_running + n_states,
+            slots=n_slots + n_states,
             pages=n_pages,
             host_slots=int(host * STATE_SHARE) // state_bytes if state_bytes else 0,
             host_pages=int(host * (1 - STATE_SHARE)) // page_bytes if page_bytes else 0,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.model.layout import Layout
+from plait.model.layout import Exports, Layout
 from plait.serve.plan import Row
 
 
@@ -113,6 +113,7 @@ class Rows:
         known: list[int] = []  # token ids, -1 where the device holds it
         seated: list[int] = []
         news: list[int] = []
+        self.exports: list[tuple[int, int, int]] = []  # segment (counted behind those that decode), tokens, slot
         most_pages = 0
         for row in rows:
             total = row.context_len + row.n_tokens
@@ -123,6 +124,10 @@ class Rows:
             n_pages = -(-total // page_size)
             if len(row.pages) < n_pages:
                 raise ValueError(f"sequence {row.sequence}: {len(row.pages)} pages don't hold {total} tokens")
+            if row.export is not None:
+                if row.mode == "decode" or not 0 < row.export[0] < row.n_tokens:
+                    raise ValueError(f"sequence {row.sequence}: no state inside {row.n_tokens} tokens at {row.export}")
+                self.exports.append((len(slots) - self.n_decode, *row.export))
             if row.tokens is None:
                 known.append(-1)
                 seated.append(seats[row.sequence])
@@ -143,16 +148,26 @@ class Rows:
         self.slots = np.array(slots, np.int64)
         self.contexts = np.array(contexts, np.int32)
         self.known, self.seats = np.array(known, np.int64), np.array(seated, np.int64)
+        self.lengths = lengths
         self.news = np.array(news, np.int64)
         self.some_on_device = -1 in known
 
     def fresh(self) -> np.ndarray:
         return np.array([row.mode == "fresh" for row in self.rows])
 
+    def exported(self) -> list[np.ndarray]:
+        """What `Exports` has, in its order."""
+        at = np.array(self.lengths[self.n_decode :], np.int32)
+        segments, tokens, slots = (np.array(column, np.int64) for column in zip(*self.exports, strict=True))
+        at[segments] = tokens
+        return [at, segments, slots]
+
 
 def layout_of(rows: Rows, tables: PageTables, last: Tensor) -> tuple[Tensor, Layout]:
     """token_ids [1, n_tokens] and their layout, of exactly these rows; `last` [n_seats] holds drawn tokens."""
     sections: list[np.ndarray] = [rows.known, rows.slots, rows.starts, rows.contexts, rows.fresh()]
+    if rows.exports:
+        sections += rows.exported()
     if rows.some_on_device:
         sections.append(rows.seats)
     if len(rows.news):
@@ -160,6 +175,7 @@ def layout_of(rows: Rows, tables: PageTables, last: Tensor) -> tuple[Tensor, Lay
     token_ids, slots, starts, contexts, fresh, *more = sent_together(sections, last.device)
     if len(rows.news):
         tables.send(more.pop())
+    exports = Exports(*more[:3]) if rows.exports else None
     if rows.some_on_device:
         token_ids = torch.where(token_ids < 0, last[more.pop()], token_ids)
     layout = Layout.flat(
@@ -170,5 +186,6 @@ def layout_of(rows: Rows, tables: PageTables, last: Tensor) -> tuple[Tensor, Lay
         fresh=fresh,
         context_lens=contexts,
         page_table=tables.device[:, : rows.width][slots],
+        exports=exports,
     )
     return token_ids[None], layout

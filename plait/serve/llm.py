@@ -55,7 +55,7 @@ class LLM:
         n_drafts: int = 0,
         tensor_parallel: int = 1,
     ) -> None:
-        """model: a folder, or `demo`. quantize: `experts_int8`, or None to take the weights as they are.
+        """model: a folder, or `demo`. quantize: METHOD or METHOD:LEVEL, or None to take the weights as they are.
 
         max_context bounds prompt and answer together (None: the model's own, or what there is memory for);
         max_batched_tokens the tokens of one step, so that memory does not grow with the prompt; max_running the answers

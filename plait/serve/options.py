@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class EngineOptions:
     """Raises ValueError for values that no engine can have; what depends on the model or machine is told at building.
 
-    model: a folder, or `demo`. quantize: a method, or None to take the weights as they are. Sizes left at None are
-    chosen from the model and the memory there is.
+    model: a folder, or `demo`. quantize: METHOD or METHOD:LEVEL (`experts_int8:experts+mlp+mixers+head`), or None to
+    take the weights as they are. Sizes left at None are chosen from the model and the memory there is.
     """
 
     model: str

@@ -73,6 +73,7 @@ class Row(NamedTuple):
     draws: bool  # the row reaches the end of what is known: draw the next token from its last logits
     n_drafts: int = 0
     wants_prompt_logprobs: bool = False
+    export: tuple[int, int] | None = None  # (n, slot): the state behind the first n < n_tokens of it goes there too
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ class PrefixTree:
             child = node.children.get(tuple(tokens[at : at + size]))
             if child is None:
                 break
-            n = self._n_alike(child, tokens, at, len(tokens))
+            n = n_alike(child.tokens, tokens, at, len(tokens), size)
             at += n
             if n < len(child.tokens):
                 return Match(at, best, at)
@@ -106,16 +106,6 @@ class PrefixTree:
                 return tail
         return None
 
-    def _n_alike(self, node: Node, tokens: list[int], at: int, end: int) -> int:
-        """How many tokens of a node stand in `tokens[at:end]`, in whole pages."""
-        run, size = node.tokens, self.page_size
-        if at + len(run) <= end and tokens[at : at + len(run)] == run:
-            return len(run)
-        n = 0
-        while n + size <= min(len(run), end - at) and run[n : n + size] == tokens[at + n : at + n + size]:
-            n += size
-        return n
-
     def extend(self, node: Node, tokens: list[int], end: int, pages: list[int], used: int) -> tuple[Node, list[Place]]:
         """Make the path of `tokens[:end]`, whole pages, below `node`, which lies on it.
 
@@ -133,7 +123,7 @@ class PrefixTree:
                 node.children[key] = child
                 self._add(child)
                 return child, spare
-            n = self._n_alike(child, tokens, at, end)
+            n = n_alike(child.tokens, tokens, at, end, size)
             if n < len(child.tokens):
                 child = self._split(child, n)
             spare += self._merge(child, pages, at // size)
@@ -228,3 +218,13 @@ class PrefixTree:
             else:
                 newer = rung.end
         return out
+
+
+def n_alike(run: list[int], tokens: list[int], at: int, end: int, page_size: int) -> int:
+    """How many tokens of a run stand in `tokens[at:end]` from its first on, in whole pages."""
+    if at + len(run) <= end and tokens[at : at + len(run)] == run:
+        return len(run) // page_size * page_size
+    n = 0
+    while n + page_size <= min(len(run), end - at) and run[n : n + page_size] == tokens[at + n : at + n + page_size]:
+        n += page_size
+    return n

@@ -233,7 +233,7 @@ class Runner:
         unknown = [row.sequence for row in rows if row.sequence not in self._kept]
         if unknown:
             raise ValueError(f"sequence {unknown[0]} has a row and was never started")
-        slots = [row.slot for row in rows]
+        slots = [row.slot for row in rows] + [row.export[1] for row in rows if row.export is not None]
         if len(set(slots)) != len(slots) or min(slots) < 0 or max(slots) >= self.n_slots:
             raise ValueError(f"slots {slots} of a plan must differ and lie between 0 and {self.n_slots - 1}")
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from plait.serve.drafts import Drafter
 from plait.serve.memory import Memory
 from plait.serve.plan import Copy, Place, Row, Start, StepPlan
+from plait.serve.prefix_tree import n_alike
 from plait.serve.sequence import Sequence
 from plait.serve.service import PrefixUse
 
@@ -67,6 +68,7 @@ class Scheduler:
             self._released.append(sequence.id)
 
     def _take_places(self, sequence: Sequence) -> None:
+        self._share_kept(sequence)
         self.memory.leave(sequence)
         self._stuck = None
 
@@ -84,17 +86,38 @@ class Scheduler:
         """The next step, or None if there is nothing to do before another one is committed."""
         self.n_plans += 1
         self.memory.clock = self.n_plans
+        self._share_kept()  # what was waiting for a token: admission may need the slots
         self._admit()
         rows, behind = self._decode_rows()
         self._feed(rows, behind)
-        for sequence, end, slot, is_rung in self._kept:
-            self.memory.keep(sequence, end, slot, is_rung)
-        self._kept.clear()
+        self._share_kept()
         before, after, started, released = self.memory.copies, self._after, self._started, self._released
         if not (rows or before):
             return None
         self.memory.copies, self._after, self._started, self._released = [], [], [], []
         return StepPlan(self.n_plans, rows, before, after, started, released)
+
+    def _share_kept(self, leaving: Sequence | None = None) -> None:
+        """Put what was kept into the tree, which needs the tokens: the last of an answer may not be known yet. Of a
+        sequence that leaves, those it will never know are dropped.
+        """
+        later = []
+        for kept in self._kept:
+            sequence, end, slot, is_rung = kept
+            if leaving not in (None, sequence):
+                later.append(kept)
+            elif end <= len(sequence.tokens):
+                self.memory.keep(sequence, end, slot, is_rung)
+            elif leaving is None:
+                later.append(kept)
+            elif slot is not None:
+                self.memory.give_slot(slot)
+        self._kept = later
+
+    @property
+    def kept_slots(self) -> list[int]:
+        """That hold states which are not in the tree yet."""
+        return [slot for _, _, slot, _ in self._kept if slot is not None]
 
     # Admission and preemption
 
@@ -102,7 +125,7 @@ class Scheduler:
         at = 0
         while at < len(self.waiting):
             sequence = self.waiting[at]
-            if self._waits_for_leader(sequence):
+            if sequence is not self._stuck and self._waits_for_leader(sequence):
                 at += 1
                 continue
             if sequence is self._stuck or sequence.n_drawing:
@@ -118,13 +141,29 @@ class Scheduler:
             insort(self.running, sequence, key=lambda s: s.key)
 
     def _waits_for_leader(self, sequence: Sequence) -> bool:
-        """Answers of one prompt start from the state that the first of them leaves at the prompt's last page."""
+        """Whether someone ahead is about to feed what a prompt begins with: n answers to one prompt, or requests that
+        came together. A state is kept where they part, and the later one starts from that.
+        """
         leader = sequence.leader
-        if leader is None:
-            return False
-        if leader.n_fed < sequence.keep[-1] and (leader.is_running or leader in self.waiting):
+        if leader and leader.n_fed < sequence.waits_to and (leader.is_running or leader in self.waiting):
             return True
         sequence.leader = None
+        if sequence.was_started or sequence.request.params.prompt_logprobs is not None:
+            return False
+        size, gap = self.memory.page_size, self.memory.ladder // 16
+        most = (sequence.n_prompt - 1) // size * size
+        for other in self.running:
+            if other.key > sequence.key or other.n_fed >= other.n_prompt or other.salt != sequence.salt:
+                continue
+            if other.tokens[:size] != sequence.tokens[:size]:
+                continue
+            same = n_alike(other.tokens[: other.n_prompt], sequence.tokens, 0, most, size)
+            near = [p for p in other.keep if max(other.n_fed, same - gap) < p <= same]
+            if same > other.n_fed and same >= min(gap, most):
+                if not near:
+                    insort(other.keep, same)
+                sequence.leader, sequence.waits_to = other, near[-1] if near else same
+                return True
         return False
 
     def _begin(self, sequence: Sequence) -> bool:
@@ -194,7 +233,25 @@ class Scheduler:
             ))  # fmt: skip
             sequence.n_fed = n_fed + 1
             sequence.n_drawing += 1
+            if n_fed + 1 >= sequence.next_rung:
+                self._keep_rung(sequence)
         return rows + verified, behind
+
+    def _keep_rung(self, sequence: Sequence) -> None:
+        """A state along a long answer, thinned to the last one and the ladder: who is preempted and finds the end of it
+        gone doesn't write all of it again.
+        """
+        end, size, gap = sequence.n_fed, self.memory.page_size, max(self.memory.ladder // 4, self.memory.page_size)
+        due = max(sequence.last_kept + gap, end)
+        sequence.next_rung = -(-due // size) * size
+        if end < sequence.next_rung:
+            return
+        sequence.next_rung = end + gap
+        slot = self.memory.take_slot()
+        if slot is not None:
+            self._after.append(Copy("state", Place("device", sequence.slot), Place("device", slot)))
+            self._kept.append((sequence, end, slot, True))
+            sequence.last_kept = end
 
     def _grow(self, sequence: Sequence) -> bool:
         """A page more, from the cache or from those behind; False if the sequence itself had to give up its places."""
@@ -243,12 +300,14 @@ class Scheduler:
         end = min(start + budget, n_known)
         if end < n_known and end // size * size > start:
             end = end // size * size
-        end = next((p for p in sequence.keep if start < p <= end), end)
+        inside = [p for p in sequence.keep if start < p <= end]
+        end = inside[1] if len(inside) > 1 else end
+        export = self._export(sequence, inside[0]) if inside and inside[0] < end else None
         wants_scores = sequence.request.params.prompt_logprobs is not None and start < sequence.n_prompt
         draws = end == n_known and n_known < sequence.max_len
         row = Row(
             sequence.id, "resume" if start else "fresh", end - start, start, sequence.slot, sequence.pages,
-            sequence.tokens[start:end], draws, 0, wants_scores,
+            sequence.tokens[start:end], draws, 0, wants_scores, export,
         )  # fmt: skip
         sequence.n_fed = end
         sequence.n_drawing += draws
@@ -256,6 +315,15 @@ class Scheduler:
             sequence.n_scored = end
         self._keep_state(sequence, end)
         return row
+
+    def _export(self, sequence: Sequence, at: int) -> tuple[int, int] | None:
+        """A slot for the state at a place inside of the chunk that begins where the sequence stands."""
+        slot = self.memory.take_slot()
+        self._kept.append((sequence, at, slot, False))
+        if slot is None:
+            return None
+        sequence.last_kept = at
+        return at - sequence.n_fed, slot
 
     def _keep_state(self, sequence: Sequence, end: int) -> None:
         """Copy the state behind a chunk for later, if this is a place for one."""

@@ -15,8 +15,8 @@ class Sequence:
 
     __slots__ = (
         "answer", "drafter", "end_ids", "id", "keep", "key", "last_kept", "leader", "max_len", "min_len",
-        "n_before_drafts", "n_drawing", "n_fed", "n_held", "n_prompt", "n_scored", "n_scores_out", "node", "pages",
-        "prefix", "request", "request_id", "salt", "slot", "spare", "tokens", "was_started",
+        "n_before_drafts", "n_drawing", "n_fed", "n_held", "n_prompt", "n_scored", "n_scores_out", "next_rung", "node",
+        "pages", "prefix", "request", "request_id", "salt", "slot", "spare", "tokens", "waits_to", "was_started",
     )  # fmt: skip
 
     def __init__(
@@ -40,7 +40,8 @@ class Sequence:
         self.min_len = self.n_prompt + request.params.min_tokens
         self.end_ids = request.end_ids
         self.salt: Hashable = ("private", request_id) if request.is_private else request.salt
-        self.leader: Sequence | None = None  # an answer of the same prompt that goes ahead
+        self.leader: Sequence | None = None  # someone ahead whose prompt begins alike,
+        self.waits_to = 0  # and where a state is kept on the way for this one to start from
         self.prefix = PrefixUse()
         self.was_started = False
         self.n_scored = 0  # prompt tokens whose logprobs are planned
@@ -57,6 +58,7 @@ class Sequence:
         self.n_held = 0  # tokens that the pages have room for
         self.n_fed = 0  # tokens whose state and pages are computed, when all plans are executed
         self.last_kept = 0
+        self.next_rung = 0  # at the end of which page to think of keeping a state of the answer
         self.node: Node = NOWHERE
 
     @property
@@ -71,8 +73,8 @@ def positions_to_keep(request: Request, page_size: int, min_gap: int) -> list[in
     """Where in a prompt a state is kept for those who come later, ascending, at the ends of pages.
 
     Always the last page's end that leaves a token to feed (the same prompt then hits when it is seen again, and further
-    answers to it start there), and the ends of turns, latest first, as far as they are `min_gap` tokens apart: each of
-    them ends a chunk, and many short chunks are slow.
+    answers to it start there), and the ends of turns, latest first, as far as they are `min_gap` tokens apart: every
+    second one ends a chunk, and many short chunks are slow.
     """
     last = (len(request.prompt) - 1) // page_size * page_size
     found = [last] if last else []

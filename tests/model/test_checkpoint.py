@@ -367,3 +367,25 @@ def test_loading_needs_no_more_than_the_model_and_one_layer(tmp_path: Path) -> N
     beyond = dict(zip(runs, map(int, result.stdout.split()), strict=True))
     assert min(beyond.values()) > 0
     assert max(beyond.values()) < layer + 8 * 2**20, beyond
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_experts_stay_where_the_file_has_them(tmp_path: Path, quantized: bool) -> None:
+    """In the published order an expert's down stands between the gates and ups, so that the matrices lie apart; they
+    are used there, give the same bits, and are saved as before.
+    """
+    model = _model(dtype=torch.bfloat16)
+    save_model(quantize(model, "experts_int8") if quantized else model, tmp_path / "one")
+    copied, mapped = load_model(tmp_path / "one", mapped=False), load_model(tmp_path / "one")
+    stacks = [(a, b) for a, b in zip(copied.parameters(), mapped.parameters(), strict=True) if a.dim() == 3]
+    assert stacks
+    assert all(b.stride(0) == 3 * b[0].numel() // (2 if b.shape[1] > b.shape[2] else 1) for _, b in stacks)
+    _same(copied, mapped)
+    for tokens in (1, 40):  # the kernel of few tokens, and the library's products
+        ids = torch.arange(tokens)[None] % CONFIG.vocab_size
+        with torch.no_grad():
+            assert torch.equal(copied(ids).logits, mapped(ids).logits)
+    save_model(mapped, tmp_path / "two")
+    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (
+        tmp_path / "two" / "model.safetensors"
+    ).read_bytes()

@@ -95,7 +95,17 @@ def test_observing_changes_nothing_and_reports_what_flowed(config: ModelConfig) 
             assert stats.router_logits.shape == (TOKENS.numel(), 3)
             assert stats.router_logits.requires_grad
         assert not stats.ffn.max_abs.requires_grad
-        assert stats.ffn.mean_square.requires_grad
+        assert not stats.ffn.mean_square.requires_grad
+        assert stats.mixer.mean_square.requires_grad == (kind.mixer != "attention")
+        if stats.experts is not None:
+            assert stats.experts.mean_square.requires_grad
+    watched = model(TOKENS, observe="watch").stats
+    for seen_stats, stats in zip(watched, out.stats, strict=True):
+        sizes = [(seen_stats.mixer, stats.mixer), (seen_stats.experts, stats.experts)]
+        for size, expected in sizes:
+            if size is not None and expected is not None:
+                assert not size.mean_square.requires_grad
+                assert torch.equal(size.mean_square, expected.mean_square)
 
 
 def test_expert_maxima_are_of_unweighted_outputs_of_chosen_experts() -> None:

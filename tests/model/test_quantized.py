@@ -97,3 +97,26 @@ def test_weights_laid_out_for_a_kernel_are_not_saved() -> None:
         format_of(torch.zeros(1, 1, 4096, dtype=torch.uint8), torch.zeros(64))
     with pytest.raises(ValueError, match="has 6 columns; packing takes a multiple of 4"):
         list(encode("a", torch.zeros(2, 6, dtype=torch.int8), packed=True))
+
+
+def test_experts_are_prepared_one_by_one_over_their_own_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the layout of the whole stack at once would be, in the memory that was there."""
+    from plait.model import feed_forward
+    from plait.ops.moe import packed
+
+    config = ModelConfig(
+        vocab_size=64, d_model=256, d_ff=128, n_layers=2, n_heads=4, n_kv_heads=2, n_experts=3, dtype="float32"
+    )
+    moe = feed_forward.MoE(config)
+    generator = torch.Generator().manual_seed(0)
+    for name, rows in (("gate_up", 256), ("down", 256)):
+        shape = (3, rows, getattr(moe, name).shape[-1])
+        values = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
+        set_quantized(moe, name, values, torch.ones(3, rows))
+    expected = packed.pack(moe.gate_up.data, gated=True), packed.pack(moe.down.data, gated=False)
+    addresses = moe.gate_up.data_ptr(), moe.down.data_ptr()
+    monkeypatch.setattr(feed_forward, "prepare", lambda g, d: (packed.pack(g, gated=True), packed.pack(d, gated=False)))
+    moe.prepare()
+    assert torch.equal(moe.gate_up, expected[0])
+    assert torch.equal(moe.down, expected[1])
+    assert (moe.gate_up.data_ptr(), moe.down.data_ptr()) == addresses

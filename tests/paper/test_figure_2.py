@@ -115,3 +115,23 @@ def test_the_command_writes_data_and_picture(
 def test_wrong_usage(argv: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["paper", *argv]) != 0
     assert complaint in capsys.readouterr().err
+
+
+def test_the_seconds_of_gptq_hold_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes of one layer of each kind, for every layer of the kind, beside the rounding."""
+    config = shape_of("Jamba-1.5-Mini", Options())
+    asked: list[tuple[str, tuple[int, int]]] = []
+
+    def passes(name: str, *others: Any) -> float:
+        asked.append((name, others[-1]))
+        return 10.0
+
+    monkeypatch.setattr(figure_2, "_calibration_seconds", passes)
+    monkeypatch.setattr(figure_2, "_gptq_seconds", lambda *_: 3.0)
+    _, seconds, _ = figure_2.build(config, "gptq_int8", "cpu", calibration=(3, 5))
+    assert seconds == 3.0 + 10.0 * config.n_layers
+    assert len(asked) == len(set(config.layer_kinds())) == 3
+    assert {sizes for _, sizes in asked} == {(3, 5)}
+    asked.clear()
+    figure_2.build(config, "experts_int8", "cpu")
+    assert asked == []

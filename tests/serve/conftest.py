@@ -1,6 +1,7 @@
 """Models to serve: random ones of any shape, with or without a tokenizer."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer([document.text for document in default_corpus()[1][:8]], 400)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def unwritten_pools_hold_nan() -> Iterator[None]:
-    """So that reading a slot or page that nobody wrote shows."""
+@contextmanager
+def nan_in_unwritten_pools() -> Iterator[None]:
+    """So that reading a slot or page that nobody wrote shows. Must not outlast these tests: others make pools of 2^31
+    elements and count on memory that nobody touches.
+    """
     empty = State.empty.__func__  # type: ignore[attr-defined]
 
     def filled(cls: type[State], *args: Any, **kwargs: Any) -> State:
@@ -41,6 +44,12 @@ def unwritten_pools_hold_nan() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(State, "empty", classmethod(filled))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unwritten_pools_hold_nan() -> Iterator[None]:
+    with nan_in_unwritten_pools():
         yield
 
 
@@ -65,10 +74,12 @@ def make_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) 
 @pytest.fixture(scope="session")
 def bare(make_folder: MakeFolder) -> LLM:
     """50 ids, no tokenizer. Three answers at a time, seven tokens a step."""
-    return LLM(make_folder(), max_batched_tokens=7, max_running=3)
+    with nan_in_unwritten_pools():  # made before what is of a module
+        return LLM(make_folder(), max_batched_tokens=7, max_running=3)
 
 
 @pytest.fixture(scope="session")
 def llm(make_folder: MakeFolder) -> LLM:
     """400 ids and their tokenizer."""
-    return LLM(make_folder(with_tokenizer=True))
+    with nan_in_unwritten_pools():
+        return LLM(make_folder(with_tokenizer=True))

@@ -48,7 +48,7 @@ class FakeExecutor:
         self.starts: dict[int, Start] = {}
         self.released: set[int] = set()
         self.drawn: dict[int, tuple[int, int, int]] = {}  # sequence -> plan, slot, token
-        self.n_rows = self.n_fed = self.n_drafted = self.n_copies = 0
+        self.n_rows = self.n_fed = self.n_drafted = self.n_copies = self.n_exports = 0
         self.last_number = 0
 
     def reset(self) -> None:
@@ -84,9 +84,11 @@ class FakeExecutor:
         assert plan.rows or plan.before
         decoding = [row.mode == "decode" for row in plan.rows]
         assert decoding == sorted(decoding, reverse=True)
-        slots = [row.slot for row in plan.rows]
+        exports = [(row, *row.export) for row in plan.rows if row.export is not None]
+        assert all(row.mode != "decode" and 0 < n < row.n_tokens for row, n, _ in exports)
+        slots = [row.slot for row in plan.rows] + [slot for _, _, slot in exports]
         assert len(set(slots)) == len(slots)
-        assert len({row.sequence for row in plan.rows}) == len(slots)
+        assert len({row.sequence for row in plan.rows}) == len(plan.rows)
         written: list[int] = []
         for row in plan.rows:
             written += row.pages[
@@ -134,6 +136,9 @@ class FakeExecutor:
             )
             context.append(token)
             state = feed(state, token)
+            if row.export is not None and i + 1 == row.export[0]:
+                self.states[Place("device", row.export[1])] = state
+                self.n_exports += 1
         assert context == self._read(row.pages, len(context))
         self.states[place] = state
         if row.draws and is_right:

@@ -51,6 +51,11 @@ async def gathered(llm: AsyncLLM, request: GenerationRequest, **more: object) ->
     ]
 
 
+async def drained(answers: AsyncIterator[object]) -> None:
+    async for _ in answers:
+        pass
+
+
 def as_completions(done: list[Completion]) -> list[tuple[str, tuple[int, ...], str]]:
     return [(c.text, c.token_ids, c.finish_reason) for c in done]
 
@@ -111,8 +116,7 @@ def test_a_killed_engine_ends_what_is_under_way_and_starts_again(folder: Path) -
         assert llm._child is not None
         os.kill(llm._child.pid, signal.SIGKILL)
         with pytest.raises(EngineError, match="signal 9"):
-            while True:
-                await anext(answers)
+            await drained(answers)
         assert (await gathered(llm, GenerationRequest(prompt="a", sampling=GREEDY)))[0][2] == "length"
         assert llm.n_restarts == 1
 

@@ -13,8 +13,8 @@ def test_what_followed_last_time_is_guessed() -> None:
     assert drafter.guess([*tokens, 9, 8, 1, 2, 3], 9) == [9, 8, 1]  # the latest occurrence
 
 
-def test_wrong_guesses_make_it_pause_twice_as_long_each_time() -> None:
-    drafter = Drafter(n_drafts=2, max_pause=4)
+def test_wrong_guesses_make_it_pause_longer_each_time() -> None:
+    drafter = Drafter(n_drafts=2, max_pause=12)
     tokens = [1, 2, 3] * 3
     pauses = []
     for _ in range(4):
@@ -23,9 +23,13 @@ def test_wrong_guesses_make_it_pause_twice_as_long_each_time() -> None:
         pauses.append(0)
         while not drafter.guess(tokens, 9):
             pauses[-1] += 1
-    assert pauses == [1, 3, 4, 4]
-    drafter.note(1)
+    assert pauses == [2, 8, 12, 12]
+    drafter.note(1)  # half of them pays
     assert drafter.guess(tokens, 9) == [1, 2]
+    many = Drafter(n_drafts=3)
+    assert len(many.guess(tokens, 9)) == 3
+    many.note(1)  # a third doesn't
+    assert not many.guess(tokens, 9)
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=40), st.integers(1, 4))

@@ -99,5 +99,6 @@ def test_random_schedules(block: int) -> None:
         seen["drafts"] += stats.drafts_total
         seen["right drafts"] += stats.drafts_accepted_total
         seen["copies"] += run.executor.n_copies
+        seen["states from inside of chunks"] += run.executor.n_exports
         seen["aborts"] += len(run.aborted)
     assert min(seen.values()) > 50, seen

@@ -44,6 +44,7 @@ def test_given_sizes_are_taken_as_they_are() -> None:
     assert 0.97 * GIB < host <= GIB
     assert got.sizes.disk_pages == pytest.approx(2 * got.sizes.host_pages, abs=2)
     assert fitted(prefix_cache=False).sizes.slots == 16
+    assert fitted(prefix_cache=False, n_drafts=3).sizes.slots == 32  # else no draft would ever have a place
 
 
 def test_models_with_one_kind_of_memory() -> None:

@@ -68,19 +68,21 @@ def test_where_states_are_kept() -> None:
     assert positions_to_keep(Request(prompt, turns=(10, 40, 60, 70, 90)), 16, 32) == [32, 64, 96]
 
 
-def test_chunks_end_at_pages_and_where_a_state_is_kept() -> None:
+def test_chunks_end_at_pages_and_states_are_kept_inside_them() -> None:
     run = Run(ROOMY, limits=Limits(max_batched_tokens=10), ladder=16)
     run.add(Request(tuple(range(41)), SamplingParams(max_tokens=1), turns=(30,)))
-    ends = []
+    ends: list[int] = []
+    inside: list[int] = []
     launch = run.executor.launch
 
     def noting(plan: object) -> None:
         ends.extend(row.context_len + row.n_tokens for row in plan.rows)  # type: ignore[attr-defined]
+        inside.extend(row.context_len + row.export[0] for row in plan.rows if row.export)  # type: ignore[attr-defined]
         launch(plan)  # type: ignore[arg-type]
 
     run.executor.launch = noting  # type: ignore[method-assign, assignment]
     run.finish()
-    assert ends == [8, 16, 24, 28, 36, 40, 41]
+    assert (ends, inside) == ([8, 16, 24, 32, 41], [28, 40])  # a place inside a chunk doesn't cut it
     kept = sorted(node.end for node in run.engine.memory.tree.nodes if node.state)
     assert kept == [16, 28, 40, 41]
 
@@ -131,7 +133,7 @@ def test_the_urgent_go_first_and_nobody_waits_for_ever() -> None:
     assert 5 < order.index(late) < 60
 
 
-@pytest.mark.parametrize(("host_slots", "n_again"), [(2, 0), (0, 7)])
+@pytest.mark.parametrize(("host_slots", "n_again"), [(2, 0), (0, 8)])
 def test_a_preempted_sequence_keeps_its_pages_and_its_state_goes_to_the_host(host_slots: int, n_again: int) -> None:
     run = Run(PoolSizes(slots=1, pages=40, host_slots=host_slots), limits=Limits(max_running=1))
     slow = run.add(Request((1, 2, 3, 4, 5), SamplingParams(max_tokens=9)))
@@ -226,3 +228,50 @@ def test_a_preempted_sequence_comes_back_only_when_its_last_draw_is_known() -> N
     run.finish()
     run.check_answers()
     assert run.engine.stats().preemptions_total == 1
+
+
+def test_of_several_turns_in_a_chunk_every_second_ends_one() -> None:
+    run = Run(ROOMY, ladder=16)
+    run.add(Request(tuple(range(41)), SamplingParams(max_tokens=1), turns=(9, 17, 26)))
+    while not run.engine.is_idle:
+        run.step()
+    assert (run.executor.n_exports, run.executor.n_rows) == (2, 3)  # 0 to 16 with 8 inside, to 40 with 24, the rest
+    for known in (8, 16, 24, 40):
+        assert prefix_of(run, [*range(known), 90]).usable == known
+
+
+def test_prompts_that_arrive_together_are_prefilled_once() -> None:
+    stem = list(range(100, 140))
+    for prompts in ([stem] * 4, [[*stem, 9, 9, 9, 9, i] for i in range(4)]):
+        run = Run(ROOMY, ladder=64)
+        for prompt in prompts:
+            run.add(Request(tuple(prompt), SamplingParams(max_tokens=2)))
+        run.finish()
+        run.check_answers()
+        assert run.executor.n_fed <= len(prompts[0]) + 3 * (PAGE + 4) + 4 * 2
+    # Those of lower priority are not waited for, and who goes away leaves the others to themselves.
+    run = Run(ROOMY, ladder=64, limits=Limits(max_batched_tokens=8))
+    late = run.add(Request(tuple(stem), SamplingParams(max_tokens=2), priority=1))
+    run.step()
+    run.add(Request(tuple(stem), SamplingParams(max_tokens=2)))
+    run.step()
+    assert len(run.engine.scheduler.running) == 2
+    follower = run.add(Request(tuple(stem), SamplingParams(max_tokens=2), priority=2))
+    run.step()
+    assert [s.request_id for s in run.engine.scheduler.waiting] == [follower]
+    run.abort(late)
+    run.abort(late + 1)
+    run.finish()
+    run.check_answers()
+
+
+def test_a_long_answer_leaves_states_on_its_way() -> None:
+    run = Run(PoolSizes(slots=8, pages=40), limits=Limits(max_running=1), ladder=32)
+    number = run.add(Request((1, 2, 3), SamplingParams(max_tokens=80)))
+    while len(run.answers[number, 0].token_ids) < 70:
+        run.step()
+    rungs = sorted(node.end for node in run.engine.memory.tree.nodes if node.state is not None)
+    assert rungs[-1] >= 64  # never more than an eighth of the ladder and a page behind
+    assert len(rungs) <= 4
+    run.finish()
+    run.check_answers()

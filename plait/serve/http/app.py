@@ -45,7 +45,7 @@ def app_of(server: Server) -> ASGIApp:
     for nothing, and the description comes from the same models either way (`openapi.describe`).
     """
     routes = [Route(path, _endpoint(server, kind, answer), methods=["POST"]) for path, kind, answer in _ANSWERS]
-    described = json_response(to_json(describe(server)))
+    described = json_response(to_json(describe(server.model_names, needs_key=server.keys is not None)))
 
     async def description(request: Request) -> Response:
         return described

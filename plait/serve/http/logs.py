@@ -22,7 +22,10 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
-        fields |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        given = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        fields |= {
+            name: value for name, value in given.items() if not name.startswith("_")
+        }  # those are other handlers'
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         return to_json(fields, fallback=repr, inf_nan_mode="null").decode("utf-8", "replace")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -11,9 +12,6 @@ from plait.serve.http import reply
 from plait.serve.http.chat_body import ChatBody
 from plait.serve.http.completion_body import CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
 from plait.serve.http.responses_body import ResponsesBody
-
-if TYPE_CHECKING:
-    from plait.serve.http.server import Server
 
 _STREAMED = "With stream: true server-sent events, each a chunk of the same answer."
 _POSTS: tuple[tuple[str, str, type[BaseModel], type[BaseModel], str], ...] = (
@@ -45,7 +43,8 @@ _ERRORS = {
 _STREAMING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
 
 
-def describe(server: Server) -> dict[str, Any]:
+def describe(model_names: Sequence[str] = (), *, needs_key: bool = False) -> dict[str, Any]:
+    """OpenAPI 3.1. With names, `model` of a request must be one of them."""
     bodies = [body for _, _, body, _, _ in _POSTS]
     replies = [found for _, _, _, found, _ in _POSTS] + [found for _, _, found in _GETS] + [reply.ErrorReply]
     _, schemas = models_json_schema(
@@ -54,7 +53,8 @@ def describe(server: Server) -> dict[str, Any]:
     )
     for body in bodies:  # whoever reads this learns the name to send
         model = schemas["$defs"][body.__name__]["properties"]["model"]
-        (model["anyOf"][0] if "anyOf" in model else model)["enum"] = list(server.model_names)
+        if model_names:
+            (model["anyOf"][0] if "anyOf" in model else model)["enum"] = list(model_names)
     paths: dict[str, Any] = {row[0]: {"post": _post(*row)} for row in _POSTS}
     paths |= {path: {"get": _get(path, summary, found)} for path, summary, found in _GETS}
     paths["/metrics"] = {"get": _described("Figures for Prometheus", {"text/plain": {"schema": {"type": "string"}}})}
@@ -65,7 +65,7 @@ def describe(server: Server) -> dict[str, Any]:
         "paths": paths,
         "components": components,
     }
-    if server.keys is not None:
+    if needs_key:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         made["security"] = [{"key": []}]
     return made

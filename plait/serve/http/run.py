@@ -59,7 +59,8 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         if not self.should_exit:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
-            logger.info("serving", extra={"url": f"http://{host}:{port}/v1", "models": self.plait.model_names})
+            page = f"http://{host}:{port}/"
+            logger.info("serving", extra={"url": f"{page}v1", "page": page, "models": self.plait.model_names})
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Not noted as captured: uvicorn would raise the signal again at the end, and the exit code be a failure's."""

@@ -11,7 +11,9 @@ import pytest
 
 from plait.serve.http.page import PAGE
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+)
 PHONE = {"width": 390, "height": 800}
 TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
 
@@ -76,11 +78,11 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     yield opened
     for context in contexts:
         context.close()
-    assert wrong == []
+    assert [error for error in wrong if "ERR_CONNECTION_REFUSED" not in error] == []  # the test's server ends first
 
 
 def until(page: Any, condition: str, seconds: float = 15) -> None:
-    """Waits for a JavaScript expression to hold. (Chromium's own waiting uses eval, which the page's policy forbids.)"""
+    """Waits for a JavaScript expression to hold. (Playwright's own waiting uses eval, which the policy forbids.)"""
     deadline = time.monotonic() + seconds
     while not page.evaluate(condition):
         assert time.monotonic() < deadline, condition
@@ -270,17 +272,20 @@ def test_it_can_be_read_and_reached_by_keyboard(
 UNNAMED = """() => [...document.querySelectorAll('button, input, select, textarea')].filter(e =>
   !(e.textContent.trim() && e.tagName === 'BUTTON') && !e.labels?.length && !e.ariaLabel).map(e => e.outerHTML)"""
 CONTRASTS = """() => {
-  const probe = document.body.appendChild(document.createElement('i')), canvas = new OffscreenCanvas(1, 1).getContext('2d');
+  const probe = document.body.appendChild(document.createElement('i'));
+  const canvas = new OffscreenCanvas(1, 1).getContext('2d');
+  const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
   const light = name => {
     probe.style.color = `var(--${name})`;
     canvas.fillStyle = getComputedStyle(probe).color;
     canvas.fillRect(0, 0, 1, 1);
-    const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+    const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map(v => linear(v / 255));
     return .2126 * r + .7152 * g + .0722 * b + .05;
   };
   const found = {};
-  for (const [ink, papers] of [['text', ['page', 'raised', 'sunken']], ['faint', ['page', 'sunken']], ['wrong', ['page']],
-                               ['accent', ['page']], ['on-accent', ['accent']], ['cached', ['page']]])
+  for (const [ink, papers] of [['text', ['page', 'raised', 'sunken']], ['faint', ['page', 'sunken']],
+                               ['wrong', ['page']], ['accent', ['page']], ['on-accent', ['accent']],
+                               ['cached', ['page']]])
     for (const paper of papers) {
       const [a, b] = [light(ink), light(paper)];
       found[`${ink} on ${paper}`] = Math.max(a, b) / Math.min(a, b);
