@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
     tokenizer.add_argument("--json", action="store_true")
     tokenizer.set_defaults(handler=run_tokenizer)
     inspect = actions.add_parser("inspect", help="documents by length and decoded samples of a shards folder")
-    inspect.add_argument("shards", type=Path, metavar="DIR")
+    inspect.add_argument("shards", metavar="DIR", help="a shards folder, or a mixture: DIR:WEIGHT,DIR:WEIGHT")
     inspect.add_argument("--tokenizer", type=Path, metavar="DIR", help="to show samples as text")
     inspect.add_argument("--samples", type=int, default=3, metavar="N", help="(%(default)s)")
     inspect.add_argument("--json", action="store_true")
@@ -86,15 +86,22 @@ def run_tokenizer(args: argparse.Namespace) -> int:
 
 
 def run_inspect(args: argparse.Namespace) -> int:
-    from plait.data.commands import inspect_command, inspect_table
+    from plait.data.commands import inspect_command, inspect_mixture, inspect_table, mixture_table
+    from plait.data.mixture import is_mixture
 
     if args.samples < 0:
         raise UsageError(f"--samples {args.samples} must not be negative")
-    report = inspect_command(args.shards, tokenizer=args.tokenizer, n_samples=args.samples)
+    if is_mixture(args.shards):
+        mixture = inspect_mixture(args.shards)
+        shown = mixture_table(mixture)
+        report: dict[str, object] = mixture
+    else:
+        report = inspect_command(Path(args.shards), tokenizer=args.tokenizer, n_samples=args.samples)
+        shown = inspect_table(report)
     if args.json:
         print_json(report)
     else:
-        console().print(inspect_table(report))
+        console().print(shown)
     return 0
 
 

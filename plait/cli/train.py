@@ -7,8 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plait.cli.screen import Commands, UsageError, console, table
+
+if TYPE_CHECKING:
+    from plait.train.config import TrainConfig
 
 
 def add(commands: Commands) -> None:
@@ -21,6 +25,9 @@ def add(commands: Commands) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of DIR")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
     parser.add_argument("--nproc", type=int, metavar="N", help="processes on this machine, laid out as parallel.* says")
+    parser.add_argument(
+        "--sweep", action="append", default=[], metavar="KEY=A|B|…", help="one run for each value; several: all pairs"
+    )
     parser.set_defaults(handler=run)
 
 
@@ -29,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.recipe is None:
         for name, recipe in RECIPES.items():
-            print(f"{name:12} {(recipe.__doc__ or '').strip().splitlines()[0]}")
+            print(f"{name:19} {(recipe.__doc__ or '').strip().splitlines()[0]}")
         return 0
     try:
         config = load_recipe(args.recipe, args.set)
@@ -38,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     if args.threads is not None and args.threads < 1:
         raise UsageError(f"--threads {args.threads} must be at least 1")
 
+    if args.sweep and (args.nproc is not None or args.resume):
+        raise UsageError("--sweep runs in one process and goes on by itself: leave out --nproc and --resume")
     if args.nproc is not None:
         return _start_processes(args)
 
@@ -47,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    if args.sweep:
+        return _sweep(config, args.sweep, args.out or Path("runs") / f"{config.name}_sweep")
     result = train(config, args.out or Path("runs") / config.name, resume=args.resume)
     screen = console()
     if int(os.environ.get("RANK", "0")) > 0:  # one of several speaks
@@ -65,6 +76,28 @@ def run(args: argparse.Namespace) -> int:
     ):
         summary.add_row(label, value)
     screen.print(summary)
+    return 0
+
+
+def _sweep(config: TrainConfig, axes: list[str], out: Path) -> int:
+    from plait.train.sweep import combinations, sweep
+
+    try:
+        combinations(axes)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    done = sweep(config, axes, out)
+    screen = console()
+    summary = table("settings", "first loss", "held-out loss", "tokens per second")
+    for trial in done.trials:
+        label = ", ".join(f"{key}={value}" for key, value in trial.settings.items())
+        heldout = "diverged" if trial.diverged else f"{trial.heldout_loss:.4f}" + " *" * (trial is done.best)
+        summary.add_row(label, f"{trial.first_loss:.4f}", heldout, f"{trial.tokens_per_second:,.0f}")
+    screen.print(summary)
+    if done.stopped:
+        screen.print("stopped; the same command goes on from here")
+        return 130
+    screen.print(f"{out / 'sweep.json'}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from plait.data.documents import Document, default_corpus, read_documents
+from plait.data.mixture import open_mixture
 from plait.data.shards import TextEncoder, TokenShards, open_shards, tokenizer_hash
 from plait.text import Tokenizer, train_tokenizer
 
@@ -39,7 +41,34 @@ def train_tokenizer_command(
         "vocab_size": tokenizer.vocab_size,
         "train": _size(train),
         "held_out": {**_size(held), **fertility(tokenizer, held)},
+        "by_language": fertility_by_language(tokenizer, held),
+        "digits_split": len(tokenizer.encode("2026")) == 4,
+        "every_byte": tokenizer.decode(tokenizer.encode(_UNSEEN)) == _UNSEEN,
+        "control_ids": {name: tokenizer.control_ids[name] for name in _SHOWN_CONTROL if name in tokenizer.control_ids},
     }
+
+
+_UNSEEN = "\u16a0\u2603\U0001f9f6\t\x01"  # a rune, a snowman, a ball of yarn, a control character: bytes
+_SHOWN_CONTROL = ("<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|bom|>", "<|eom|>", "<|assistant|>", "<tool_calls>")
+
+
+def fertility_by_language(tokenizer: TextEncoder, documents: Iterable[Document]) -> dict[str, dict[str, float]]:
+    """Fertility for each language that the identifier finds in the documents' paragraphs; {} without the data extra."""
+    if find_spec("py3langid") is None:
+        return {}
+    from plait.data.pipeline.language import language_of
+
+    texts: dict[str, list[Document]] = {}
+    for document in documents:
+        for paragraph in document.text.split("\n\n"):
+            if len(paragraph) >= _LEAST_PARAGRAPH:
+                language, score = language_of(paragraph)
+                if score > 0.5:
+                    texts.setdefault(language, []).append(Document(paragraph, document.source, document.index))
+    return {language: fertility(tokenizer, texts[language]) for language in sorted(texts)}
+
+
+_LEAST_PARAGRAPH = 120  # characters: shorter ones say little about their language
 
 
 def _read_all(paths: Sequence[Path]) -> list[Document]:
@@ -75,7 +104,16 @@ def tokenizer_table(report: dict[str, Any]) -> RenderableType:
     table.add_row("n_tokens", "", f"{report['held_out']['n_tokens']:,}")
     for key in ("tokens_per_word", "tokens_per_character"):
         table.add_row(key, "", f"{report['held_out'][key]:.3f}")
-    return table
+    by_language = Table("language", "tokens", "tokens per word", "tokens per character", title="held out, by language")
+    for language, found in report["by_language"].items():
+        ratios = (f"{found[key]:.3f}" for key in ("tokens_per_word", "tokens_per_character"))
+        by_language.add_row(language, f"{found['n_tokens']:,}", *ratios)
+    facts = Text(
+        f"digits one by one: {'yes' if report['digits_split'] else 'no'}; every byte comes back: "
+        f"{'yes' if report['every_byte'] else 'no'}; control tokens: "
+        + ", ".join(f"{name} {token_id}" for name, token_id in report["control_ids"].items())
+    )
+    return Group(table, *([by_language] if report["by_language"] else []), facts)
 
 
 def inspect_command(
@@ -104,6 +142,37 @@ def inspect_command(
         "documents_by_length": documents_by_length(lengths),
         "samples": _samples(opened, tokenizer, n_samples, sample_tokens),
     }
+
+
+def inspect_mixture(text: str) -> dict[str, Any]:
+    """Shares and sizes of a mixture's sources, and how many tokens of the mixture one pass over each lasts."""
+    mixture = open_mixture(text)
+    total = sum(part.weight for part in mixture.parts)
+    sources = []
+    for part in mixture.parts:
+        lengths = np.diff(part.shards.offsets)
+        taken = lengths[(lengths >= part.min_tokens) & (lengths <= (part.max_tokens or lengths.max()))]
+        share = part.weight / total
+        sources.append(
+            {
+                "shards": str(part.shards.path),
+                "share": share,
+                "n_documents": len(taken),
+                "n_tokens": int(taken.sum()),
+                "pass_tokens": round(int(taken.sum()) / share),
+                "documents_by_length": documents_by_length(taken) if len(taken) else [],
+            }
+        )
+    return {"mixture": text, "sources": sources}
+
+
+def mixture_table(report: dict[str, Any]) -> RenderableType:
+    """What inspect_mixture returned, for a terminal."""
+    table = Table("shards", "share", "documents", "tokens", "one pass lasts (tokens)", title="mixture")
+    for source in report["sources"]:
+        numbers = (f"{source[key]:,}" for key in ("n_documents", "n_tokens", "pass_tokens"))
+        table.add_row(source["shards"], f"{source['share']:.1%}", *numbers)
+    return table
 
 
 def documents_by_length(lengths: np.ndarray) -> list[dict[str, int]]:

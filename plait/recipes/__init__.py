@@ -12,11 +12,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from plait.recipes.sft import sft_demo, sft_long
+from plait.recipes.stages import midtrain_256k, midtrain_docs, midtrain_docs_256k, pretrain_docs, pretrain_mini
 from plait.recipes.tiny import demo, tiny_cpu
 from plait.train.config import TrainConfig, with_settings
 
 Recipe = Callable[[], TrainConfig]
-RECIPES: dict[str, Recipe] = {recipe.__name__: recipe for recipe in (tiny_cpu, demo, sft_demo, sft_long)}
+_SHIPPED: tuple[Recipe, ...] = (
+    tiny_cpu, demo, pretrain_docs, midtrain_docs, midtrain_docs_256k, sft_demo, sft_long, pretrain_mini, midtrain_256k,
+)  # fmt: skip
+RECIPES: dict[str, Recipe] = {recipe.__name__: recipe for recipe in _SHIPPED}
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> TrainConfig:

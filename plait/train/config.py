@@ -97,6 +97,27 @@ class GuardConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Adapters beside frozen weights (train/lora.py); rank 0: none, and all weights are trained.
+
+    A target is what a matrix is called: a projection, `gate_up` and `down` (experts and MLPs), `router`, `head`.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: tuple[str, ...] = (
+        "in_proj", "x_proj", "dt_proj", "out_proj", "q_proj", "k_proj", "v_proj", "o_proj", "gate_up", "down",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"lora.rank={self.rank} must not be negative; 0 is off")
+        _positive(self, "alpha")
+        if not self.targets:
+            raise ValueError("lora.targets must name at least one matrix")
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """Coefficients of what is added to the next-token loss."""
 
@@ -115,8 +136,8 @@ class LossConfig:
 class TrainConfig:
     """One run. `batch` rows of `seq` tokens make a step, in `accumulate` passes.
 
-    precision bfloat16: products, with fp32 parameters and optimizer (16 bytes a parameter); bfloat16_weights: parameters
-    (but those of the SSM), gradients and moments too (8 bytes), so that small updates are lost to rounding.
+    precision bfloat16: products, with fp32 parameters and optimizer (16 bytes a parameter); bfloat16_weights:
+    parameters (but those of the SSM), gradients and moments too (8 bytes), so that small updates are lost to rounding.
     """
 
     name: str
@@ -130,7 +151,7 @@ class TrainConfig:
     accumulate: int = 1
     seed: int = 0
     device: str = "auto"  # cpu, cuda, or the better of what is there
-    precision: Literal["float32", "bfloat16", "bfloat16_weights"] = "float32"  # what is narrow: nothing; products; all
+    precision: Literal["float32", "bfloat16", "bfloat16_weights"] = "float32"  # narrow: none; products; all
     log_every: int = 10
     eval_every: int = 100
     eval_rows: int = 64  # rows of the held-out text, from its start
@@ -140,10 +161,12 @@ class TrainConfig:
     parallel: ParallelConfig = field(default_factory=lambda: ParallelConfig(dp_shard=0))
     recompute: Literal["none", "selective", "full"] = "none"  # of each layer's activations (train/recompute.py)
     compile: bool = False  # each layer by torch.compile
+    cuda_graph: bool = False  # steps whose rows are cut into documents alike run as one graph (train/graphed.py)
     guard: GuardConfig = field(default_factory=GuardConfig)
     hang_seconds: int = 1800  # without a step, after which every process prints its stacks and ends
     profile_step: int = 0  # the three steps from this one are written to profile/; 0: none
     start: str = ""  # folder of a model whose weights the run begins with; empty draws them
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
         _counts(self, "steps", "seq", "batch", "accumulate", "log_every")
@@ -157,6 +180,10 @@ class TrainConfig:
         _counts(self, "hang_seconds")
         if self.keep_every < 0 or self.profile_step < 0:
             raise ValueError(f"keep_every={self.keep_every} and profile_step={self.profile_step} must not be negative")
+        if self.lora.rank and (self.optim.ema or self.parallel.world > 1):
+            raise ValueError("lora trains on one process and without optim.ema: set lora.rank=0 or change those")
+        if self.cuda_graph and self.parallel.world > 1:
+            raise ValueError("cuda_graph runs on one process: set cuda_graph=false, or parallel to one")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} must not be negative")
 

@@ -31,7 +31,9 @@ from plait.train.config import TrainConfig
 from plait.train.ema import Ema
 from plait.train.evaluation import evaluate
 from plait.train.export import exported
+from plait.train.graphed import Graphs
 from plait.train.guard import Guard
+from plait.train.lora import adapt, merge, save_adapters
 from plait.train.metrics import Reporter, read_metrics
 from plait.train.optimizer import AnyOptimizer, make_optimizer, set_learning_rate
 from plait.train.processes import Watch, joined, pick_device
@@ -41,7 +43,7 @@ from plait.train.report import write_report
 from plait.train.run_folder import check_folder, claim_folder
 from plait.train.sharded_checkpoint import METADATA, ShardedCheckpoints, load_sharded
 from plait.train.start import first_weights
-from plait.train.step import own_rows, train_step
+from plait.train.step import gradients, own_rows, train_step
 from plait.train.utilization import Clock
 
 
@@ -66,6 +68,7 @@ class Trainee:
     optimizer: AnyOptimizer
     ema: Ema
     guard: Guard
+    about: str = ""  # what a run says of it at its start
 
     def load(self, path: Path, guard: Guard | None = None) -> int:
         """Put a checkpoint's state in place; returns its step."""
@@ -115,6 +118,7 @@ def _trainee(config: TrainConfig, device: torch.device, mesh: Mesh | None) -> Tr
     model = first_weights(config).to(device).train()
     if config.precision == "bfloat16_weights":
         model.to_dtype(torch.bfloat16)
+    about = str(adapt(model, config.lora, seed=config.seed)) if config.lora.rank else ""
     model = recompute(model, config.recompute)
     if config.compile:
         for layer in model.layers:
@@ -124,7 +128,7 @@ def _trainee(config: TrainConfig, device: torch.device, mesh: Mesh | None) -> Tr
     else:
         plan = parallelize(model, mesh, dtype=torch.bfloat16 if config.precision == "bfloat16" else None)
     optimizer = make_optimizer(model, config.optim, plan)
-    return Trainee(model, plan, optimizer, Ema(model, config.optim.ema), Guard(config.guard))
+    return Trainee(model, plan, optimizer, Ema(model, config.optim.ema), Guard(config.guard), about)
 
 
 def _steps(config: TrainConfig, out: Path, device: torch.device, data: Prepared, trainee: Trainee, first: int) -> int:
@@ -132,6 +136,9 @@ def _steps(config: TrainConfig, out: Path, device: torch.device, data: Prepared,
     plan, folder, step, saved = trainee.plan, out / "checkpoints", first, first
     loader = Loader(data.train, seq=config.seq, batch=config.batch // config.accumulate, seed=config.seed)
     clock = Clock(config, device, plan)
+    graphs = None
+    if config.cuda_graph and plan.mesh is None:
+        graphs = Graphs(trainee.model, lambda cuts: gradients(cuts, trainee.model, config, device, plan))
     sharded = None
     if plan.mesh is not None:
         sharded = ShardedCheckpoints(folder, plan, keep=config.keep_checkpoints, keep_every=config.keep_every)
@@ -141,6 +148,8 @@ def _steps(config: TrainConfig, out: Path, device: torch.device, data: Prepared,
         stop = stack.enter_context(_stop_signal())
         profiler = stack.enter_context(profiled(out / "profile", config.profile_step, step, plan.is_first))
         report.say(trainee.model.kernels())
+        if trainee.about:
+            report.say(trainee.about)
 
         def save(wait: bool) -> None:
             model, optimizer, ema, guard = trainee.model, trainee.optimizer, trainee.ema, trainee.guard
@@ -155,7 +164,8 @@ def _steps(config: TrainConfig, out: Path, device: torch.device, data: Prepared,
             clock.start()
             lr = set_learning_rate(trainee.optimizer, config.optim, step, config.steps)
             batch = own_rows(loader, step + trainee.guard.shift, config, plan)
-            record = train_step(trainee.model, trainee.optimizer, batch, config, device, plan, trainee.guard.most_loss)
+            most_loss = trainee.guard.most_loss
+            record = train_step(trainee.model, trainee.optimizer, batch, config, device, plan, most_loss, graphs)
             clock.stop()
             profiler.step()
             step += 1
@@ -239,6 +249,9 @@ def _stop_signal() -> Iterator[threading.Event]:
 def _finish(out: Path, config: TrainConfig, trainee: Trainee, data: Prepared, step: int) -> Result:
     stopped = step < config.steps
     if not stopped:
+        if config.lora.rank:
+            save_adapters(trainee.model, out / "adapters.safetensors")
+            merge(trainee.model)
         _export(out, trainee, data)
     if trainee.plan.mesh is not None:
         dist.barrier()

@@ -1,4 +1,4 @@
-"""`plait data tokenizer` and `plait data inspect`."""
+"""`plait data build`, `plait data tokenizer` and `plait data inspect`."""
 
 import json
 from pathlib import Path
@@ -32,9 +32,35 @@ def test_inspect(workplace: Path, model: str, capsys: pytest.CaptureFixture[str]
     assert "1 documents" in capsys.readouterr().out
 
 
+def test_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("datatrove")
+    assert main(["data", "build"]) == 0
+    assert "debian_docs " in capsys.readouterr().out
+    lines = [
+        f"The keeper of tower {n} wrote in his book that ship {n * 7} had come before the storm." for n in range(60)
+    ]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        f'[tokens]\nvocab_size = 600\nheldout_share = 0.0\n[[source]]\nname = "own"\nkind = "files"\nprofile = "none"\n'
+        f'path = "{tmp_path / "a.txt"}"\n'
+    )
+    out = tmp_path / "out"
+    assert main(["data", "build", str(recipe), "--out", str(out), "--workers", "1", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == json.loads((out / "funnel.json").read_text())
+    assert printed.err == ""
+    assert sorted(path.name for path in out.iterdir()) == [
+        "funnel.html", "funnel.json", "manifest.json", "shards", "tokenizer", "work",
+    ]  # fmt: skip
+    assert main(["data", "inspect", str(out / "shards" / "own")]) == 0
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "says"),
     [
+        (["build", "nothing"], 2, "no data recipe 'nothing': there are novels, debian_docs"),
+        (["build", "novels", "--workers", "0"], 2, "--workers 0 must be at least 1"),
         (["inspect", "missing"], 1, "missing has no metadata.json: not a shards folder"),
         (["inspect", "missing", "--samples", "-1"], 2, "--samples -1 must not be negative"),
         (["tokenizer", "missing.txt", "--out", "OUT"], 1, "missing.txt does not exist"),

@@ -13,8 +13,11 @@ from plait.data import Document, TokenShards, default_corpus, write_shards
 from plait.data.commands import (
     documents_by_length,
     fertility,
+    fertility_by_language,
     inspect_command,
+    inspect_mixture,
     inspect_table,
+    mixture_table,
     tokenizer_table,
     train_tokenizer_command,
 )
@@ -128,3 +131,34 @@ def test_inspect_decodes_with_the_tokenizer_that_wrote(tmp_path: Path, make_shar
     assert "[bold]text[/bold]" in shown(inspect_table(report))  # text is not markup
     with pytest.raises(ValueError, match="did not write"):
         inspect_command(make_shards([3]).path, tokenizer=tmp_path / "tokenizer")
+
+
+def test_a_tokenizer_says_what_it_promises(tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("the old harbour and the quiet library " * 50)
+    report = train_tokenizer_command([text], vocab_size=600, out=tmp_path / "tokenizer", held_out=[text])
+    assert report["digits_split"] is True
+    assert report["every_byte"] is True
+    assert report["control_ids"]["<|startoftext|>"] == 1
+    assert report["control_ids"]["<|eom|>"] == 518
+    assert "every byte comes back: yes" in shown(tokenizer_table(report))
+
+
+def test_fertility_by_language(tokenizer: Any) -> None:
+    pytest.importorskip("py3langid")
+    english = "All human beings are born free and equal in dignity and rights, and should act towards one another so. "
+    german = "Alle Menschen sind frei und gleich an Würde und Rechten geboren und sollen einander so begegnen. "
+    found = fertility_by_language(tokenizer, [Document(f"{english * 2}\n\n{german * 2}\n\nshort", "s", 0)])
+    assert set(found) == {"de", "en"}
+    assert found["de"]["n_tokens"] == len((german * 2).encode())
+    assert found["en"]["tokens_per_character"] == 1.0
+
+
+def test_inspect_a_mixture(make_shards: MakeShards) -> None:
+    a, b = make_shards([8, 98]), make_shards([28])
+    report = inspect_mixture(f"{a.path}@50-:1,{b.path}:3")
+    assert [(s["share"], s["n_documents"], s["n_tokens"], s["pass_tokens"]) for s in report["sources"]] == [
+        (0.25, 1, 100, 400),
+        (0.75, 1, 30, 40),
+    ]
+    assert "25.0%" in shown(mixture_table(report))

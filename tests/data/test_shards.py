@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plait.data import Document, TokenShards, open_shards, tokenizer_hash, write_shards
+from plait.data.shards import merge_shards
 
 MakeShards = Callable[..., TokenShards]
 DOCUMENTS = [Document("abc", "first", 0), Document("", "first", 1), Document("größe", "second", 0)]
@@ -58,6 +59,7 @@ def test_metadata_says_what_is_inside(tmp_path: Path, tokenizer: Any) -> None:
             {"source": "first", "n_documents": 2, "n_tokens": 7, "n_characters": 3},
             {"source": "second", "n_documents": 1, "n_tokens": 9, "n_characters": 5},
         ],
+        "has_loss_mask": False,
     }
 
 
@@ -229,3 +231,36 @@ def test_tokenizer_hash_tells_tokenizers_apart(tokenizer: Any) -> None:
     other_size.vocab_size = 260
     assert tokenizer_hash(same) == tokenizer_hash(tokenizer)
     assert len({tokenizer_hash(t) for t in (same, other_size, other_ids)}) == 3
+
+
+@given(
+    parts=st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=5), min_size=1, max_size=4),
+    tokens_per_shard=st.integers(1, 60),
+)
+def test_merged_shards_are_their_documents_end_to_end(
+    make_shards: MakeShards,
+    tmp_path_factory: pytest.TempPathFactory,
+    parts: list[list[int]],
+    tokens_per_shard: int,
+) -> None:
+    opened = [make_shards(n_letters, 7) for n_letters in parts]
+    out = tmp_path_factory.mktemp("merged") / "out"
+    merged = merge_shards(opened, out, tokens_per_shard=tokens_per_shard)
+    expected = [part.document(k).tolist() for part in opened for k in range(part.n_documents)]
+    assert [merged.document(k).tolist() for k in range(merged.n_documents)] == expected
+    (count,) = merged.metadata.sources
+    assert (count.n_documents, count.n_tokens) == (len(expected), sum(map(len, expected)))
+    assert count.n_characters == sum(n for part in parts for n in part)
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_only_shards_of_one_tokenizer_are_merged(make_shards: MakeShards, tmp_path: Path) -> None:
+    a, b = make_shards([3]), make_shards([4])
+    edit_metadata(b.path, tokenizer_hash="other")
+    with pytest.raises(ValueError, match="another tokenizer"):
+        merge_shards([a, open_shards(b.path)], tmp_path / "out")
+    with pytest.raises(ValueError, match="nothing to merge"):
+        merge_shards([], tmp_path / "out")
+    with pytest.raises(ValueError, match="exists already"):
+        merge_shards([a], a.path)
+    assert not (tmp_path / "out").exists()

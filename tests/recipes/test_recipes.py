@@ -1,5 +1,6 @@
 """Finding recipes: by name, and in files of one's own."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,24 @@ def longer():
 def test_shipped_ones_by_name() -> None:
     assert find_recipe("tiny_cpu") is tiny_cpu
     assert load_recipe("demo", ["steps=7", "model.d_model=80"]).model.d_head == 16
-    assert set(RECIPES) == {"tiny_cpu", "demo", "sft_demo", "sft_long"}
+    assert {"tiny_cpu", "demo", "pretrain_docs", "midtrain_256k", "sft_demo"} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_is_a_valid_configuration_that_says_what_it_is_for(name: str) -> None:
+    config = load_recipe(name)
+    assert config.name == name
+    assert len((RECIPES[name].__doc__ or "").split()) > 10
+
+
+def test_contexts_grow_from_stage_to_stage() -> None:
+    for stages in (("pretrain_docs", "midtrain_docs", "midtrain_docs_256k"), ("pretrain_mini", "midtrain_256k")):
+        configs = [load_recipe(name) for name in stages]
+        assert all(before.seq < after.seq for before, after in pairwise(configs))
+        assert configs[-1].seq == configs[-1].model.max_context == 262_144
+        assert all(after.start == f"runs/{before.name}/model" for before, after in pairwise(configs))
+        assert all(after.model == configs[0].model and after.data.long_share > 0 for after in configs[1:])
+        assert len({config.data.stage for config in configs}) == len(configs)
 
 
 def test_the_only_one_in_a_file(tmp_path: Path) -> None:
