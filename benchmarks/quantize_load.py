@@ -4,8 +4,8 @@
 
 One bf16 layer of each kind lies in host memory and stands for all of its kind: the CPU reads as many bytes as for
 different ones, though small layers may stay in its cache (none of Mini's does). Prints one JSON line: seconds in all,
-of copies and of the rest, bytes, the peak of GPU memory beyond what is quantized so far, and the layer it may be at
-most.
+until the last weight was sent and rounded in every layer, and of laying out for kernels; bytes; the peak of GPU memory
+beyond what was quantized before a layer, and the bf16 layer that it may be at most.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from torch import nn
 
 from plait.bench.dummy import meta_model
 from plait.config import presets
+from plait.model.fill import allocated, quantized_on_meta, round_rows
 from plait.model.upload import Uploader
 from plait.quant import prepare
-from plait.quant.parts import model_parts, quantize_part
+from plait.quant.parts import RowRounder, model_parts
 from plait.quant.scheme import Scheme
 
 
@@ -29,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="jamba-1.5-mini", choices=presets)
     parser.add_argument("--layers", type=int)
-    parser.add_argument("--method", default="experts_int8", choices=("experts_int8", "fp8"))
+    parser.add_argument("--method", default="experts_int8", help="experts_int8 or fp8; METHOD:LEVEL (%(default)s)")
     parser.add_argument("--no-prepare", action="store_true")
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
@@ -38,14 +39,14 @@ def main() -> None:
         from dataclasses import replace
 
         config = replace(config, n_layers=args.layers)
-    print(json.dumps(run(config, Scheme(args.method), args.device, not args.no_prepare)))
+    print(json.dumps(run(config, Scheme.named(args.method), args.device, not args.no_prepare)))
 
 
 def run(config, scheme, device, prepared):  # type: ignore[no-untyped-def]
     host = host_parts(config)
-    model, uploader = meta_model(config), Uploader(device)
+    model, uploader, rounder = meta_model(config), Uploader(device), RowRounder(scheme, tied=config.tie_embeddings)
     cuda = device.startswith("cuda")
-    kinds, copying, peak_over, layer_bytes, moved = config.layer_kinds(), 0.0, 0, 0, 0
+    kinds, sending, preparing, peak_over, layer_bytes, moved = config.layer_kinds(), 0.0, 0.0, 0, 0, 0
     wait(device)
     started = time.perf_counter()
     for name, part in model_parts(model):
@@ -53,18 +54,15 @@ def run(config, scheme, device, prepared):  # type: ignore[no-untyped-def]
         before = torch.cuda.memory_allocated() if cuda else 0
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        part.to(torch.bfloat16)
-        part.to_empty(device=device)
         began = time.perf_counter()
-        with torch.no_grad():
-            for (_, target), tensor in zip(part.named_parameters(), source, strict=True):
-                uploader.copy(target, tensor)
-        copying += time.perf_counter() - began
-        n_bytes = sum(t.numel() * t.element_size() for t in source)
+        bring(name, part.to(torch.bfloat16), source, device, uploader, rounder)
+        n_bytes = sum(t.numel() * t.element_size() for t in source.values())
         moved, layer_bytes = moved + n_bytes, max(layer_bytes, n_bytes)
-        quantize_part(name, part, scheme, tied=config.tie_embeddings)
+        sending += time.perf_counter() - began
+        began = time.perf_counter()
         if prepared and cuda:
             prepare(part)
+        preparing += time.perf_counter() - began
         if cuda:
             peak_over = max(peak_over, torch.cuda.max_memory_allocated() - before)
     wait(device)
@@ -73,15 +71,35 @@ def run(config, scheme, device, prepared):  # type: ignore[no-untyped-def]
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "torch": torch.__version__,
         "method": scheme.method,
+        "level": scheme.level,
         "layers": config.n_layers,
         "prepared": prepared,
         "seconds": seconds,
-        "copying_seconds": copying,
+        "sending_and_rounding_seconds": sending,
+        "preparing_seconds": preparing,
         "bf16_bytes": moved,
         "resident_bytes": sum(t.numel() * t.element_size() for t in model.state_dict().values()),
         "peak_bytes_beyond_what_was_there": peak_over,
         "largest_layer_bf16_bytes": layer_bytes,
+        "within_one_layer": peak_over <= layer_bytes,
     }
+
+
+@torch.no_grad()
+def bring(name, part, source, device, uploader, rounder):  # type: ignore[no-untyped-def]
+    """As `plait.model.fill.fill` does, from host memory. Mutates the part."""
+    dtypes = quantized_on_meta(part, name, rounder)
+    tensors = allocated(part, device).state_dict(prefix=f"{name}.", keep_vars=True)
+    for suffix, tensor in source.items():
+        own, target = f"{name}.{suffix}", tensors[f"{name}.{suffix}"]
+        if own not in dtypes:
+            uploader.copy(target.detach(), tensor)
+            continue
+        whole = tensor, target.detach(), tensors[f"{own}_scale"]
+        experts = zip(*whole, strict=True) if tensor.dim() == 3 else [whole]  # one file's tensor each
+        for host, values, scale in experts:
+            round_rows(own, host, values, scale, dtypes[own], uploader, rounder)
+    rounder.check()
 
 
 def host_parts(config):  # type: ignore[no-untyped-def]
@@ -92,7 +110,7 @@ def host_parts(config):  # type: ignore[no-untyped-def]
         key = kinds[int(name.split(".")[1])] if name.startswith("layers.") else name
         if key not in made:
             dummy_quick(part, generator)
-            made[key] = [p.detach().to(torch.bfloat16) for p in part.parameters()]
+            made[key] = {n: p.detach().to(torch.bfloat16) for n, p in part.named_parameters()}
     return made
 
 

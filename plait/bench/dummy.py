@@ -50,7 +50,7 @@ def dummy_model(
     for name, part in model_parts(model):
         dummy_part(part, device, dtype, generator)
         if quantize is not None:
-            quantize_part(name, part, Scheme(quantize), tied=config.tie_embeddings)  # type: ignore[arg-type]
+            quantize_part(name, part, Scheme.named(quantize), tied=config.tie_embeddings)
         if torch.device(device).type == "cuda":
             prepare(part)
     return model

@@ -22,10 +22,11 @@ from plait.data.loader import Batch
 from plait.model.network import LanguageModel
 from plait.parallel.placement import placements
 from plait.parallel.plan import Plan
-from plait.train.config import LossConfig, OptimConfig, TrainConfig
+from plait.train.config import OptimConfig, TrainConfig
+from plait.train.graphed import Graphs
 from plait.train.optimizer import AnyOptimizer, make_optimizer
 from plait.train.recompute import recompute
-from plait.train.step import train_step
+from plait.train.step import gradients, train_step
 from plait.train.utilization import peak_flops
 
 BYTES_PER_PARAMETER = {"float32": 16, "bfloat16": 16, "bfloat16_weights": 8}  # parameters, gradients, two moments
@@ -53,10 +54,11 @@ class Case:
     accumulate: int = 1
     recompute: str = "none"
     precision: str = "bfloat16_weights"
+    graph: bool = False  # steps as one CUDA graph
 
     @classmethod
     def parse(cls, text: str) -> Case:
-        """`jamba-1.8b:4x2048`, and after further colons accumulate=2, recompute=selective, precision=bfloat16.
+        """`jamba-1.8b:4x2048`, and after further colons accumulate=2, recompute=selective, precision=bfloat16, graph.
         ValueError for anything else.
         """
         name, *rest = text.split(":")
@@ -67,8 +69,10 @@ class Case:
         if not (times and rows.isdecimal() and seq.isdecimal()):
             raise ValueError(f"{text!r} must be SHAPE:ROWSxTOKENS, such as jamba-1.8b:4x2048")
         values: dict[str, Any] = dict(setting.partition("=")[::2] for setting in settings)
-        if unknown := values.keys() - {"accumulate", "recompute", "precision"}:
-            raise ValueError(f"{text!r}: {unknown.pop()!r} must be accumulate, recompute or precision")
+        if unknown := values.keys() - {"accumulate", "recompute", "precision", "graph"}:
+            raise ValueError(f"{text!r}: {unknown.pop()!r} must be accumulate, recompute, precision or graph")
+        if "graph" in values:
+            values["graph"] = True
         if "accumulate" in values:
             values["accumulate"] = int(values["accumulate"])
         return cls(name, int(rows), int(seq), **values)
@@ -96,7 +100,7 @@ def shape_of(case: Case, device: torch.device) -> ModelConfig:
     """The named shape, or the widest Jamba block that leaves the device room for a pass's activations."""
     if case.model != "fill":
         return SHAPES[case.model]
-    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 2**31
+    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 2**33
     tokens = case.batch * case.seq // case.accumulate
     found = None
     for width in range(256, 8192, 256):
@@ -109,7 +113,7 @@ def shape_of(case: Case, device: torch.device) -> ModelConfig:
 
 
 def jamba_shape(d_model: int) -> ModelConfig:
-    """Eight layers in the proportions of Jamba-1.5-Mini: d_ff = 3.5 d_model, 16 experts of which 2 run, heads of 128."""
+    """Eight layers in the proportions of Jamba-1.5-Mini: d_ff = 3.5 d_model, 16 experts, two at work, heads of 128."""
     heads = d_model // 128
     return ModelConfig(
         vocab_size=65_536, d_model=d_model, d_ff=7 * d_model // 2, n_layers=8, n_heads=heads,
@@ -127,28 +131,32 @@ def training_bytes(config: ModelConfig, tokens: int, precision: str, *, recomput
     mlp = 4 * config.d_ff * (config.n_layers - config.n_moe_layers)
     stream = 4 * config.d_model * config.n_layers
     head = 8 * config.vocab_size * config.d_model + 2**31
-    return BYTES_PER_PARAMETER[precision] * count_parameters(config) + 2 * tokens * (mamba + experts + mlp + stream) + head
+    return (
+        BYTES_PER_PARAMETER[precision] * count_parameters(config) + 2 * tokens * (mamba + experts + mlp + stream) + head
+    )
 
 
 def time_case(case: Case, device: torch.device, *, warmup: int = 3, steps: int = 8, profile: bool = False) -> Timing:
     """Times `steps` steps after `warmup`. A case that doesn't run says why in `failed`."""
+    settings: dict[str, Any] = {"precision": case.precision, "recompute": case.recompute}
     config = TrainConfig(
         name=case.model,
         model=shape_of(case, device),
         optim=OptimConfig(lr=1e-4, warmup_steps=1),
-        losses=LossConfig(activation=1e-5),
+        cuda_graph=case.graph,
         seq=case.seq,
         batch=case.batch,
         accumulate=case.accumulate,
-        **{"precision": case.precision, "recompute": case.recompute},  # type: ignore[arg-type]
+        **settings,
     )
     counted = account(config.model, context=case.seq)
-    shape = {
+    shape: dict[str, Any] = {
         "case": case, "parameters": counted.total_params, "active_parameters": counted.active_params,
         "d_model": config.model.d_model, "n_layers": config.model.n_layers,
     }  # fmt: skip
     try:
-        return Timing(**shape, **_measured(config, device, warmup, steps, profile))
+        found: dict[str, Any] = _measured(config, device, warmup, steps, profile)
+        return Timing(**shape, **found)
     except (RuntimeError, ValueError) as error:  # out of memory among them
         return Timing(**shape, failed=f"{type(error).__name__}: {str(error).splitlines()[0]}")
     finally:
@@ -161,9 +169,10 @@ def _measured(config: TrainConfig, device: torch.device, warmup: int, steps: int
     model, optimizer = _ready(config, device)
     plan = Plan(table=placements(config.model))
     batches = _batches(config)
+    graphs = Graphs(model, lambda cuts: gradients(cuts, model, config, device, plan)) if config.cuda_graph else None
 
     def step() -> dict[str, float]:
-        return train_step(model, optimizer, next(batches), config, device, plan)
+        return train_step(model, optimizer, next(batches), config, device, plan, graphs=graphs)
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -235,7 +244,11 @@ def _wait(device: torch.device) -> None:
 
 
 def _profile(step: Callable[[], dict[str, float]], device: torch.device) -> None:
-    """Prints which kernels a step's time goes to."""
+    """Prints which kernels a step's time goes to, and warns of every place where the host waits for the device."""
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("warn")
+        step()
+        torch.cuda.set_sync_debug_mode("default")
     with torch.profiler.profile() as profiler:
         step()
         _wait(device)

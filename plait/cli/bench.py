@@ -21,6 +21,8 @@ def add(commands: Commands) -> None:
     ops.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     ops.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(%(default)s)")
     ops.add_argument("--reference", action="store_true", help="the slow twins too")
+    ops.add_argument("--tune", action="store_true", help="instead: time the tiles worth trying, write the best (CUDA)")
+    ops.add_argument("--tuned", metavar="FILE", help="the table that --tune adds to (default: what kernels read)")
     ops.add_argument("--plot", metavar="FILE", help="also draw a roofline, such as roofline.png (needs matplotlib)")
     ops.add_argument("--json", action="store_true")
     ops.set_defaults(handler=run)
@@ -41,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"no op {unknown[0]!r}; there are {', '.join(known)}")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no CUDA device here")
+    if args.tune:
+        return _tune(args)
     rows = []
     for row in bench_ops(
         torch.device(args.device), getattr(torch, args.dtype), only=args.ops, with_reference=args.reference
@@ -66,6 +70,36 @@ def run(args: argparse.Namespace) -> int:
     if skipped := left_out(torch.device(args.device), args.ops):
         console().print(f"left out, too large for a CPU: {'; '.join(skipped)}")
     return 1 if any(row.ms is None for row in rows) else 0
+
+
+def _tune(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    import torch
+
+    from plait.bench.tune import tune
+    from plait.ops import tuned
+
+    if args.device != "cuda":
+        raise UsageError("--tune times GPU kernels: add --device cuda")
+    path = Path(args.tuned) if args.tuned else tuned.TABLE
+    made = table("", "sizes", "tokens", "us", "formula", "tried", "setting")
+    found = []
+    for one in tune(torch.device("cuda", 0), path):
+        job = one.job
+        made.add_row(
+            job.op, tuned.key(*job.sizes), str(job.tokens), f"{one.us:.4g}", f"{one.formula_us:.4g}", str(one.tried),
+            str(one.setting),
+        )  # fmt: skip
+        found.append({"op": job.op, "sizes": job.sizes, "tokens": job.tokens, "us": one.us,
+                      "formula_us": one.formula_us, "tried": one.tried, "setting": one.setting})  # fmt: skip
+        print(f"{job.op} {tuned.key(*job.sizes)}: {job.tokens}", file=sys.stderr)
+    if args.json:
+        print_json({"device": _device_name("cuda"), "torch": torch.__version__, "rows": found})
+    else:
+        console().print(made)
+        console().print(f"written to {path}")
+    return 0
 
 
 def _device_name(device: str) -> str:

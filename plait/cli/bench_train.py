@@ -15,7 +15,7 @@ def add(subjects: Any) -> None:
     parser = subjects.add_parser("train", help="training steps: tokens per second, MFU, peak memory")
     parser.add_argument(
         "cases", nargs="*", metavar="CASE", default=["tiny:2x256"],
-        help="SHAPE:ROWSxTOKENS, then :recompute=selective, :accumulate=2, :precision=bfloat16; SHAPE is tiny, "
+        help="SHAPE:ROWSxTOKENS, then :recompute=selective, :accumulate=2, :precision=bfloat16, :graph; SHAPE is tiny, "
         "jamba-1.8b, or fill, a Jamba as wide as the device takes (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
@@ -56,6 +56,7 @@ def _table(timings: list[Timing]) -> object:
     for timing in timings:
         case = timing.case
         label = f"{case.model} {case.batch}x{case.seq} {case.precision} recompute {case.recompute}"
+        label += " graph" if case.graph else ""
         size = f"{timing.parameters / 1e9:.2f} B", f"{timing.active_parameters / 1e9:.2f} B"
         if timing.step_ms is None:
             made.add_row(label, *size, timing.failed)
@@ -63,6 +64,12 @@ def _table(timings: list[Timing]) -> object:
         mfu = "" if timing.mfu is None else f"{timing.mfu:.1%}"
         peak = "" if timing.peak_gib is None else f"{timing.peak_gib:.1f}"
         made.add_row(
-            label, *size, f"{timing.step_ms:.1f}", f"{timing.spread_ms:.1f}", f"{timing.tokens_per_second:,.0f}", mfu, peak
+            label,
+            *size,
+            f"{timing.step_ms:.1f}",
+            f"{timing.spread_ms:.1f}",
+            f"{timing.tokens_per_second:,.0f}",
+            mfu,
+            peak,
         )
     return made

@@ -42,7 +42,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--price", metavar="IN,OUT", help="US dollars for a million tokens of prompts and of answers")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's own")
-    parser.add_argument("--quantize", choices=("experts_int8",), help="quantize while loading")
+    parser.add_argument("--quantize", metavar="METHOD[:LEVEL]", help="quantize while loading, as in experts_int8")
     parser.add_argument("--json", action="store_true", help="print data instead of tables")
     parser.set_defaults(handler=run)
 

@@ -30,6 +30,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--group", type=int, metavar="N", help="columns that share a scale (default: a row)")
     parser.add_argument("--clip", action="store_true", help="search the scales of least error")
     parser.add_argument("--act-order", action="store_true", help="gptq: columns of large inputs first")
+    parser.add_argument("--bf16-scales", action="store_true", help="scales that bf16 has too, as vLLM keeps them")
     parser.add_argument("--packed", action="store_true", help="int8 in words, as vLLM loads it")
     parser.add_argument("--calibration", type=Path, metavar="FILE", help="a text file, for gptq")
     parser.add_argument("--text", type=Path, metavar="FILE", help="report perplexity before and after on this text")
@@ -42,6 +43,7 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from plait.quant import say_progress
     from plait.quant.checkpoint import REPORT, quantize_checkpoint
     from plait.quant.quality import check_fp16
     from plait.quant.scheme import Scheme
@@ -53,7 +55,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--fp16 needs --text FILE to run on")
     if args.tokens < 2 or args.seq < 2:
         raise UsageError(f"--tokens {args.tokens} and --seq {args.seq} must be at least 2")
-    scheme = Scheme(args.method, args.level, args.head, args.bits, args.group, args.clip, args.act_order)
+    scheme = Scheme(
+        args.method, args.level, args.head, args.bits, args.group, args.clip, args.act_order, args.bf16_scales
+    )
     source = find_model(args.source)
     check_target(source, args.target)
     text, calibration = (
@@ -94,14 +98,6 @@ def read_tokens(model: Path, path: Path, n_tokens: int, seq: int) -> Tensor:
     return torch.cat([first, rows], dim=1)
 
 
-def say_progress(done: int, n: int) -> None:
-    """One line that counts parts, on a terminal only."""
-    import sys
-
-    if sys.stderr.isatty():
-        print(f"\r{done}/{n} parts", end="\n" if done == n else "", file=sys.stderr, flush=True)
-
-
 def show(report: Report) -> None:
     scheme = report.scheme
     rows = table(f"{scheme.method}, {scheme.level}", "before", "after", "share")
@@ -115,6 +111,8 @@ def show(report: Report) -> None:
             row, worst = m.worst_rows[0]
             errors.add_row(m.name, f"{m.relative_error:.3%}", str(row), f"{worst:.2%}")
         console().print(errors)
+    elif scheme.method != "bf16":
+        console().print("nothing was rounded: all weights of this level were quantized in the source, and are as there")
     if report.quality is not None:
         show_quality(report.quality)
 

@@ -22,6 +22,11 @@ _ENGINE = (  # flag, type, help; the defaults are EngineOptions' own
     ("--cache-tokens", int, "tokens that keys and values have room for (from the memory there is)"),
     ("--n-drafts", int, "tokens guessed from the text before and verified at once (0)"),
 )
+_FLEET = (  # flag, type, help; the defaults are Fleet's own
+    ("--replicas", int, "engines; with --max-replicas the least (1)"),
+    ("--max-replicas", int, "engines that Ray may start when there is much to do (no more than --replicas)"),
+    ("--http-replicas", int, "HTTP servers in front of them (1)"),
+)
 _SERVER = (  # flag, field of ServerSettings, type, help
     ("--host", "host", str, "address to listen on (127.0.0.1)"),
     ("--port", "port", int, "port; 0 takes a free one (8000)"),
@@ -48,6 +53,10 @@ def add(commands: Commands) -> None:
     parser.add_argument("--allow-no-key", action="store_true", help="let other machines in without a key")
     parser.add_argument("--lenient", action="store_true", help="ignore fields that nobody knows instead of refusing")
     parser.add_argument("--log-prompts", action="store_true", help="write requests' bodies to the log")
+    fleet = parser.add_argument_group("several engines")
+    fleet.add_argument("--ray", action="store_true", help="with Ray Serve, on this machine or RAY_ADDRESS's cluster")
+    for flag, kind, text in _FLEET:
+        fleet.add_argument(flag, type=kind, metavar="N", help=text)
     parser.set_defaults(handler=run)
 
 
@@ -63,7 +72,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 def engine_options(args: argparse.Namespace) -> EngineOptions:
     from plait.serve.options import EngineOptions
 
-    names = ["model", "device", "dtype", "quantize", *(flag[2:].replace("-", "_") for flag, _, _ in _ENGINE)]
+    names = ["model", "device", "dtype", "quantize", *(_field(flag) for flag, _, _ in _ENGINE)]
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     try:
         return EngineOptions(**given, prefix_cache=not args.no_prefix_cache)
@@ -104,16 +113,42 @@ def run(args: argparse.Namespace) -> int:
         print(new_key(args.new_key, args.api_keys))
         return 0
     settings, options = server_settings(args), engine_options(args)
+    name = Path(args.model).name or args.model
+    fleet = {key: value for flag, _, _ in _FLEET if (value := getattr(args, key := _field(flag))) is not None}
+    if not args.ray and fleet:
+        raise UsageError(f"--{'/--'.join(fleet)} need --ray".replace("_", "-"))
     log_json_lines()
-    with asyncio.Runner(loop_factory=_fast_loop()) as runner:
-        runner.run(_serve(options, settings, Path(args.model).name or args.model))
+    with asyncio.Runner(loop_factory=None if args.ray else _fast_loop()) as runner:
+        runner.run(_serve_with_ray(options, settings, fleet, name) if args.ray else _serve(options, settings, name))
     return 0
+
+
+def _field(flag: str) -> str:
+    return flag[2:].replace("-", "_")
+
+
+async def _serve_with_ray(options: EngineOptions, settings: ServerSettings, given: dict[str, Any], name: str) -> None:
+    from importlib.util import find_spec
+
+    if not find_spec("ray"):
+        raise ValueError("ray must be installed for this: pip install 'plait[serve,ray]'")
+    from plait.serve.http.logs import logger
+    from plait.serve.ray import Fleet, run
+
+    try:
+        fleet = Fleet(**given)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    logger.info("loading", extra={"model": options.model, "replicas": fleet.replicas})
+    await run(options, settings, fleet, name=name)
 
 
 async def _serve(options: EngineOptions, settings: ServerSettings, name: str) -> None:
     from plait.serve.async_llm import AsyncLLM
     from plait.serve.http import serve
+    from plait.serve.http.logs import logger
 
+    logger.info("loading", extra={"model": options.model})
     service = await AsyncLLM.start(options, name=name)
     try:
         await serve(service, settings)

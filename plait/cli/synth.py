@@ -67,7 +67,7 @@ def _skill(skills: Any, name: str, make: Callable[..., Skill], text: str) -> arg
     parser.add_argument("--cache", type=Path, metavar="FILE", help="answers (default: DIR.cache.sqlite beside DIR)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's own")
-    parser.add_argument("--quantize", choices=("experts_int8",), help="quantize while loading")
+    parser.add_argument("--quantize", metavar="METHOD[:LEVEL]", help="quantize while loading, as in experts_int8")
     _add_decontamination(parser)
     parser.add_argument("--json", action="store_true", help="print the funnel as JSON")
     parser.set_defaults(handler=run, make=make)

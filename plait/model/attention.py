@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from plait.config import ModelConfig
@@ -32,7 +33,8 @@ class Attention(nn.Module):
         if state is None and layout.carry is not None:
             out = layout.carry.attention(q, k, v)
         elif state is None:
-            out = attention(q, k, v, cu_seqlens=layout.cu_seqlens)
+            bounds = None if torch.compiler.is_compiling() else layout.bounds
+            out = attention(q, k, v, cu_seqlens=layout.cu_seqlens, bounds=bounds)
         else:
             where: dict[str, Any] = {
                 "page_table": layout.page_table,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from plait.config import ModelConfig
 from plait.model import quantization_config
-from plait.model.fill import Piece, Source, allocated, fill
+from plait.model.fill import Piece, Rounder, Source, fill
 from plait.model.network import LanguageModel
 from plait.model.quantization_config import matrices
 from plait.model.quantized import set_quantized
@@ -260,6 +260,7 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     on_part: Callable[[str, nn.Module], None] | None = None,
+    rounder: Rounder | None = None,
     mapped: bool | None = None,
 ) -> LanguageModel:
     """The model of a checkpoint folder, in eval mode; dtype None keeps the checkpoint's (quantized weights stay so in
@@ -267,9 +268,10 @@ def load_model(
 
     Streams: the peak is the model and one layer's files. `on_part(name, module)` is called with the embedding, each
     layer, the final norm and the head, in this order, when its weights are there and those after it take no memory yet;
-    it may replace them (quantization at load) or move them away. `mapped`: weights that the files hold as they are used
-    stay in the files' pages, read when first used and shared between processes (writing to them changes this process's
-    copy alone; the files must stay whole meanwhile); by default so on a CPU without on_part. Raises ValueError for
+    it may replace them (quantization at load) or move them away. `rounder` quantizes weights while they are read: they
+    never are there in full. `mapped`: weights that the files hold as they are used stay in the files' pages, read when
+    first used and shared between processes (writing to them changes this process's copy alone; the files must stay
+    whole meanwhile); by default so on a CPU without on_part. Raises ValueError for
     missing, extra, mis-shaped or truncated tensors, and for a config.json that can't be, before anything of their size
     is allocated.
     """
@@ -291,9 +293,9 @@ def load_model(
         parts = part.named_children() if isinstance(part, nn.ModuleList) else [("", part)]
         for index, one in parts:
             prefix = f"{name}.{index}" if index else name
-            fill(allocated(one, device), prefix, sources, files, uploader, mapped)
+            fill(one, prefix, sources, files, uploader, mapped, rounder)
             if prefix == "embed" and model.head is None:
-                _check_tied_head(one, files)
+                _check_tied_head(sources["embed.weight"][0][1], model.dtype, files)
             if on_part is not None:
                 on_part(prefix, one.eval())
     return model.eval()
@@ -380,12 +382,12 @@ def _check_stored(name: str, files: WeightFiles, wanted: Tensor) -> None:
         raise ValueError(f"{where} has dtype {stored.dtype}; config.json asks for {', '.join(allowed)}")
 
 
-def _check_tied_head(embed: nn.Module, files: WeightFiles) -> None:
+def _check_tied_head(embed: str, dtype: torch.dtype, files: WeightFiles) -> None:
     """ValueError if a model that ties its head comes with a head of its own."""
     head = _TOP_NAMES["head.weight"]
     if head in files.tensors:
         with files.opened() as read:
-            if not torch.equal(read(head).to(embed.weight), embed.weight):  # type: ignore[arg-type]
+            if not torch.equal(read(head).to(dtype), read(embed).to(dtype)):
                 raise ValueError(f"config.json ties {head} to the embeddings, but the file's own differs from them")
 
 

@@ -60,7 +60,7 @@ class SwiGLU(nn.Module):
         they can't be saved or observed after it.
         """
         if self.is_int8 and not self.needs_dequantizing:
-            weights = prepare(self.gate_up.data, self.down.data)
+            weights = _prepared_in_place(self.gate_up.data, self.down.data)
             self.gate_up, self.down = (nn.Parameter(weight, requires_grad=False) for weight in weights)
 
     def _full(self, dtype: torch.dtype, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -69,6 +69,21 @@ class SwiGLU(nn.Module):
         pick = slice(None) if chosen is None else chosen
         gate_up, down = (dequantized(values[pick], scale[pick], dtype) for values, scale in pairs if scale is not None)
         return gate_up, down
+
+
+def _prepared_in_place(gate_up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """`prepare`, expert by expert, each over the bytes that it was: no copy of a layer is made. Mutates both."""
+    if gate_up.dim() == 2:
+        return prepare(gate_up, down)
+    whole = gate_up, down
+    for i in range(len(gate_up)):
+        made = prepare(gate_up[i], down[i])
+        if made[0].dtype == gate_up.dtype:
+            return whole
+        for stack, one in zip(whole, made, strict=True):
+            stack[i].view(-1).view(one.dtype).copy_(one.view(-1))
+    gate_up, down = (stack.view(one.dtype).view(-1, *one.shape) for stack, one in zip(whole, made, strict=True))
+    return gate_up, down
 
 
 class MLP(SwiGLU):

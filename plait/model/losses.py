@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plait.model.stats import LayerStats
+from plait.ops.cross_entropy import loss_and_gradient as loss_and_gradient  # for losses over parts of the tokens
 
 IGNORE = -100
 

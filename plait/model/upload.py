@@ -42,6 +42,14 @@ class Uploader:
                 event.record(self.stream)
         torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
+    def brought(self, source: Tensor, dtype: torch.dtype) -> Tensor:
+        """A host tensor on the device, in `dtype`; on the CPU itself where it has that dtype."""
+        if self.stream is None:
+            return source.to(self.device, dtype)
+        there = torch.empty(source.shape, dtype=source.dtype, device=self.device)
+        self.copy(there, source)
+        return there.to(dtype)
+
     def _free_buffer(self) -> tuple[Tensor, torch.cuda.Event]:
         """A buffer whose last contents have been sent, and the event to record when its next ones are."""
         if len(self.buffers) < BUFFERS:

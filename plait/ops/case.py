@@ -94,11 +94,13 @@ class OpCases:
         expected = self.run("reference", self.cast(self.cast(inputs, "cpu", dtype), "cpu", torch.float64), case.grads)
         got = self.run(implementation, inputs, case.grads)
 
-        def error(name: str) -> float:
-            difference = (got[name].double().cpu() - expected[name]).abs().max().item()
-            return math.inf if math.isnan(difference) else difference / max(expected[name].abs().max().item(), 1e-30)
+        return {name: error_of(got[name], expected[name]) for name in expected}
 
-        return {name: error(name) for name in expected}
+
+def error_of(got: Tensor, expected: Tensor) -> float:
+    """max |got - expected| / max |expected|, expected in fp64 on the CPU; NaN counts as infinite."""
+    difference = (got.detach().double().cpu() - expected).abs().max().item()
+    return math.inf if math.isnan(difference) else difference / max(expected.abs().max().item(), 1e-30)
 
 
 def all_op_cases() -> list[OpCases]:

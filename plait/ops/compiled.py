@@ -68,7 +68,8 @@ def _operator(name: str, run: Run, fake: Callable[..., Sequence[Tensor]]) -> Opa
         ctx.save_for_backward(*tensors, *output)
 
     def differentiate(ctx: Any, dys: Sequence[Tensor | None]) -> tuple[list[Tensor | None], None, None]:
-        inputs, outs = list(ctx.saved_tensors[: ctx.n_inputs]), ctx.saved_tensors[ctx.n_inputs :]
+        saved = ctx.saved_tensors  # read once: under activation checkpointing a second reading fails
+        inputs, outs = list(saved[: ctx.n_inputs]), saved[ctx.n_inputs :]
         cotangents = [torch.zeros_like(out) if dy is None else dy for dy, out in zip(dys, outs, strict=True)]
         found = iter(backward(cotangents, inputs, ctx.there, ctx.wanted, ctx.constant))
         return [next(found) if wanted else None for wanted in ctx.wanted], None, None

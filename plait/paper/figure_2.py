@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from plait.model.network import LanguageModel
 
 PROMPT_TOKENS, ANSWER_TOKENS = 1024, 128
+CALIBRATION = {"tiny": (2, 64), "full": (16, 1024)}  # sequences of gptq's text, and tokens of each
 MODELS = {
     "Jamba-1.5-Mini": presets["jamba-1.5-mini"],
     "Mixtral 8x7B": rivals["Mixtral 8x7B"].config,
@@ -32,8 +33,8 @@ METHODS = {
     "experts_int8": "none",
     "fp8": "none",
     "fp8_w8a8": "none",
-    "gptq_int8": "text, per layer",
-    "gptq_int4": "text, per layer",
+    "gptq_int8": "text, two passes per layer",
+    "gptq_int4": "text, two passes per layer",
 }
 """Methods, and what they need besides the weights."""
 NOTES = {
@@ -134,7 +135,7 @@ def _measure_method(
     from plait.paper.latency import measure as time_model
     from plait.paper.latency import shallow
 
-    model, seconds, prepared = build(config, method, options.device)
+    model, seconds, prepared = build(config, method, options.device, calibration=CALIBRATION[options.scale])
     n_bytes = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     half = shallow(model, config.n_layers // 2)
     prompt, answer = options.tokens
@@ -154,10 +155,12 @@ def _measure_method(
         }  # fmt: skip
 
 
-def build(config: ModelConfig, method: str, device: str) -> tuple[LanguageModel, float, float]:
+def build(
+    config: ModelConfig, method: str, device: str, *, calibration: tuple[int, int] = CALIBRATION["tiny"]
+) -> tuple[LanguageModel, float, float]:
     """A model of dummy weights, quantized part by part; seconds of quantizing all of it, and of laying it out for the
-    kernels. gptq's values are those of rounding to nearest, and its seconds those of one expert (or MLP) times their
-    number: the latency does not depend on the values.
+    kernels. gptq's values are those of rounding to nearest (the latency does not depend on them), and its seconds those
+    of one expert times their number, and of the text's passes through one layer of each kind times theirs.
     """
     import torch
 
@@ -170,8 +173,12 @@ def build(config: ModelConfig, method: str, device: str) -> tuple[LanguageModel,
     rounding = (
         replace(scheme, method="experts_int8", bits=8) if scheme.method == "gptq" and scheme.bits == 8 else scheme
     )
+    kinds, passes = config.layer_kinds(), {}
     for name, part in model_parts(model):
         dummy_part(part, device, torch.bfloat16, generator)
+        kind = kinds[int(name.split(".")[1])] if name.startswith("layers.") else None
+        if scheme.method == "gptq" and kind is not None and kind not in passes:
+            passes[kind] = _calibration_seconds(name, part, scheme, config.d_model, device, calibration)
         _wait(device)
         started = time.perf_counter()
         if scheme.method == "gptq" and scheme.bits == 4:
@@ -187,7 +194,7 @@ def build(config: ModelConfig, method: str, device: str) -> tuple[LanguageModel,
     if method == "fp8_w8a8":
         use_fp8_activations(model)
     if scheme.method == "gptq":
-        seconds = _gptq_seconds(config, scheme, device)
+        seconds = _gptq_seconds(config, scheme, device) + sum(passes[kind] for kind in kinds)
     return model.eval(), seconds, prepared
 
 
@@ -213,26 +220,53 @@ def _round_to_int4(name: str, part: Any, scheme: Any) -> None:
         set_quantized(matrix.module, matrix.parameter, *quantize_rows(matrix.values, scheme.form))
 
 
-def _gptq_seconds(config: ModelConfig, scheme: Any, device: str) -> float:
-    """Seconds of gptq over the whole model, without running the calibration text: one SwiGLU's two weights, with 4096
-    random inputs, times their number.
+def _calibration_seconds(
+    name: str, part: Any, scheme: Any, d_model: int, device: str, calibration: tuple[int, int]
+) -> float:
+    """Seconds that gptq's text takes at a layer: a pass that sees the inputs of its weights, their X^T X, expert by
+    expert, and a pass on to the next layer. Of two runs the shorter; random activations.
     """
+    import torch
+
+    from plait.quant.parts import hessian_of
+    from plait.quant.walk import Walk, matrix_inputs
+
+    n, seq = calibration
+    chosen, timings = list(scheme.chosen(part, name, tied=False)), []
+    for _ in range(2):
+        walk = Walk(torch.ones(n, seq, dtype=torch.int64), torch.bfloat16, device)
+        walk.x = [torch.randn(seq, d_model, device=device).bfloat16() for _ in range(n)]
+        _wait(device)
+        started = time.perf_counter()
+        inputs = walk.inputs(part, {matrix.module for matrix in chosen})
+        for matrix in chosen:
+            for rows in matrix_inputs(matrix, inputs[matrix.module]):
+                hessian_of(rows)
+        walk.step(name, part)
+        _wait(device)
+        timings.append(time.perf_counter() - started)
+    return min(timings)
+
+
+def _gptq_seconds(config: ModelConfig, scheme: Any, device: str) -> float:
+    """Seconds of gptq over the whole model, once X^T X is known: one SwiGLU's two weights times their number."""
     import torch
 
     from plait.quant.gptq import gptq
     from plait.quant.parts import hessian_of
 
-    started = 0.0
-    for repeat in range(2):  # the first compiles and allocates
+    seconds = 0.0
+    for rows, columns in ((2 * config.d_ff, config.d_model), (config.d_model, config.d_ff)):
+        weight = torch.randn(rows, columns, device=device)
+        hessian = hessian_of(torch.randn(4096, columns, device=device))
+        gptq(weight[:64], hessian, scheme.form)  # compiles and allocates
         _wait(device)
         started = time.perf_counter()
-        for rows, columns in ((2 * config.d_ff, config.d_model), (config.d_model, config.d_ff)):
-            inputs = torch.randn(4096 if repeat else 64, columns, device=device)
-            weight = torch.randn(rows, columns, device=device)
-            gptq(weight if repeat else weight[:64], hessian_of(inputs), scheme.form)
+        gptq(weight, hessian, scheme.form)
         _wait(device)
+        seconds += time.perf_counter() - started
     n_units = config.n_moe_layers * config.n_experts + (config.n_layers - config.n_moe_layers)
-    return (time.perf_counter() - started) * n_units
+    return seconds * n_units
 
 
 def _wait(device: str) -> None:
@@ -272,6 +306,7 @@ def _conditions(options: Options) -> dict[str, Any]:
         "options": asdict(options),
         "prompt_tokens": options.tokens[0],
         "answer_tokens": options.tokens[1],
+        "calibration": CALIBRATION[options.scale],
     }
 
 
@@ -308,7 +343,9 @@ def show(console: Console, data: dict[str, Any]) -> None:
     console.print(table)
     p, a = conditions["prompt_tokens"], conditions["answer_tokens"]
     console.print(f"\nSeconds for {p} + {a} tokens, dummy weights, medians; {conditions['device']}.")
-    console.print("* extrapolated: to all layers from two depths, or (gptq's seconds) from one expert. GB: as run.")
+    console.print(
+        "* extrapolated: to all layers from two depths, or (gptq's seconds) from an expert and layers. GB: as run."
+    )
     for method, note in data["notes"].items():
         console.print(f"{method}: {note}; calibration: {METHODS[method]}.")
     for row in data["rows"]:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from plait.model.losses import IGNORE
+from plait.model.losses import IGNORE, loss_and_gradient
 from plait.parallel.collectives import Group, summed
 
 CHUNK_TOKENS = 2048
@@ -49,21 +49,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wanted else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if wanted else None
         total, squares = hidden.new_zeros((), dtype=wide), hidden.new_zeros((), dtype=wide)
-        first = 0 if group is None else group.rank() * weight.shape[0]
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
-            h, real = hidden[rows], labels[rows] != IGNORE
-            logits = (h @ weight.to(h.dtype).T).to(wide)
-            target = labels[rows] - first
-            mine = real & (target >= 0) & (target < weight.shape[0])
-            target = target.masked_fill(~mine, 0)
-            logsumexp, chosen = _normalizer(logits, target, mine, group)
-            total += ((logsumexp - chosen) * real).sum() + z_weight * (logsumexp.square() * real).sum()
-            squares += (logsumexp.square() * real).sum()
+            h = hidden[rows]
+            logits = h @ weight.to(h.dtype).T
+            if group is None or group.size() == 1:
+                loss, logsumexp = loss_and_gradient(logits, labels[rows], z_weight=z_weight)
+                grad = logits
+            else:
+                loss, logsumexp, grad = _of_parts(logits.to(wide), labels[rows], z_weight, group)
+            square = logsumexp.square().sum()
+            total += loss.sum() + z_weight * square
+            squares += square
             if grad_hidden is not None and grad_weight is not None:
-                grad = (logits - logsumexp[:, None]).exp_() * (1 + 2 * z_weight * logsumexp)[:, None]
-                grad.scatter_add_(1, target[:, None], -mine.to(wide)[:, None])
-                grad = (grad * real[:, None]).to(h.dtype)
+                grad = grad.to(h.dtype)
                 grad_hidden[rows] = grad @ weight.to(h.dtype)
                 grad_weight += grad.T @ h
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
@@ -77,12 +76,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (*scaled, None, None, None, None)
 
 
-def _normalizer(logits: Tensor, target: Tensor, mine: Tensor, group: Group | None) -> tuple[Tensor, Tensor]:
-    """log sum exp over the whole vocabulary, and the logit of the target, both [tokens]."""
-    chosen = logits.gather(1, target[:, None])[:, 0] * mine
-    if group is None or group.size() == 1:
-        return logits.logsumexp(-1), chosen
+def _of_parts(logits: Tensor, labels: Tensor, z_weight: float, group: Group) -> tuple[Tensor, Tensor, Tensor]:
+    """As `loss_and_gradient`, from this process's columns of the logits; the gradient is a tensor of its own."""
+    real = labels != IGNORE
+    target = labels - group.rank() * logits.shape[1]
+    mine = real & (target >= 0) & (target < logits.shape[1])
+    target = target.masked_fill(~mine, 0)[:, None]
     top = logits.amax(-1)
     dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
+    chosen = logits.gather(1, target)[:, 0] * mine
     sums = summed(torch.stack([(logits - top[:, None]).exp().sum(-1), chosen]), group)
-    return top + sums[0].log(), sums[1]
+    logsumexp = top + sums[0].log()
+    grad = (logits - logsumexp[:, None]).exp_() * (1 + 2 * z_weight * logsumexp)[:, None]
+    grad.scatter_add_(1, target, -mine.to(grad.dtype)[:, None])
+    return (logsumexp - sums[1]) * real, logsumexp * real, grad * real[:, None]

@@ -71,3 +71,16 @@ def clip_gradients(model: nn.Module, mesh: Mesh, table: dict[str, Placement], ma
         if parameter.grad is not None:
             local(parameter.grad).mul_(scale.to(parameter.grad.dtype))
     return norm
+
+
+def clip_plain_gradients(model: nn.Module, max_norm: float) -> Tensor:
+    """`clip_gradients` on one process. Mutates the gradients.
+
+    A factor of each gradient's own type: with another, all are multiplied one by one, and three times slower.
+    """
+    grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for dtype in {grad.dtype for grad in grads}:
+        torch._foreach_mul_([grad for grad in grads if grad.dtype == dtype], scale.to(dtype))
+    return norm

@@ -18,7 +18,7 @@ from plait.parallel.context import cut_columns, cut_layout
 from plait.parallel.cross_entropy import cross_entropy
 from plait.parallel.expert import expert_parallel
 from plait.parallel.fsdp import shard_parameters
-from plait.parallel.gradients import clip_gradients, finish_gradients
+from plait.parallel.gradients import clip_gradients, clip_plain_gradients, finish_gradients
 from plait.parallel.mesh import Mesh
 from plait.parallel.placement import Placement, placement_of, placements
 from plait.parallel.tensor import TensorGroup, tensor_parallel
@@ -94,7 +94,7 @@ class Plan:
         norm before. Mutates the gradients.
         """
         if self.mesh is None:
-            return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+            return clip_plain_gradients(model, max_norm)
         finish_gradients(model, self.mesh, self.table)
         return clip_gradients(model, self.mesh, self.table, max_norm)
 

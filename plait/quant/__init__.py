@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from plait.model.checkpoint import load_model, read_config
 from plait.model.feed_forward import SwiGLU
 from plait.model.network import LanguageModel
 from plait.ops.moe import fp8
-from plait.quant.parts import calibration_walk, cast_part, model_parts, quantize_part
+from plait.quant.parts import RowRounder, calibration_walk, cast_part, model_parts, quantize_part
 from plait.quant.scheme import LEVELS, METHODS, Level, Scheme
 
-__all__ = ["LEVELS", "METHODS", "Scheme", "load", "prepare", "quantize", "use_fp8_activations"]
+__all__ = ["LEVELS", "METHODS", "Scheme", "load", "prepare", "quantize", "say_progress", "use_fp8_activations"]
 
 Progress = Callable[[int, int], None]  # parts done, and how many there are
 
@@ -32,12 +33,15 @@ def quantize(
     level: Level = "experts+mlp",
     calibration: Tensor | None = None,
 ) -> LanguageModel:
-    """Quantize in place, one matrix at a time, and return the model. A Scheme says more than a method and a level.
+    """Quantize in place, one matrix at a time, and return the model. A Scheme says more than a method and a level,
+    which may also come as one word, 'METHOD:LEVEL'.
 
     calibration: token ids [n_sequences, seq], which `gptq` needs. What is quantized already is left alone. Raises
     ValueError for weights that are not finite.
     """
-    scheme = method if isinstance(method, Scheme) else Scheme(method, level)  # type: ignore[arg-type]
+    if isinstance(method, str) and ":" not in method:
+        method = Scheme(method, level)  # type: ignore[arg-type]
+    scheme = _scheme(method)
     quantizer = _Quantizer(scheme, model.config, model.dtype, calibration, model.embed.weight.device)
     for name, part in model_parts(model):
         quantizer(name, part)
@@ -53,15 +57,21 @@ def load(
     calibration: Tensor | None = None,
     progress: Progress | None = None,
 ) -> LanguageModel:
-    """A checkpoint ready to serve: quantized layer by layer while it is read (paper section 3.1), if asked, and laid
-    out for the device's kernels.
+    """A checkpoint ready to serve: quantized while it is read (paper section 3.1), if asked (a method, 'METHOD:LEVEL',
+    or a Scheme), and laid out for the device's kernels.
 
-    The peak is what is quantized so far and one layer in full precision. Raises what `load_model` and `quantize` raise.
+    Where rows are rounded alone, some of them are in full precision at a time: the peak is the quantized model and less
+    than one layer. gptq needs a whole layer, and its quantized form beside it. Raises what `load_model` and `quantize`
+    raise.
     """
     config = read_config(folder)
     scheme = None if quantize is None else _scheme(quantize)
     dtype = dtype or getattr(torch, config.dtype)
-    quantizer = None if scheme is None else _Quantizer(scheme, config, dtype, calibration, device)
+    quantizer, rounder = None, None
+    if scheme is not None and scheme.rounds_rows:
+        rounder = RowRounder(scheme, tied=config.tie_embeddings)
+    elif scheme is not None:
+        quantizer = _Quantizer(scheme, config, dtype, calibration, device)
     n_parts = config.n_layers + (2 if config.tie_embeddings else 3)
     done = 0
 
@@ -69,14 +79,22 @@ def load(
         nonlocal done
         if quantizer is not None:
             quantizer(name, part)
+        if rounder is not None:
+            rounder.check()
         if torch.device(device).type == "cuda":
             prepare(part)
         done += 1
         if progress is not None:
             progress(done, n_parts)
 
-    mapped = quantizer is None and torch.device(device).type == "cpu"
-    return load_model(folder, device=device, dtype=dtype, on_part=on_part, mapped=mapped)
+    mapped = scheme is None and torch.device(device).type == "cpu"
+    return load_model(folder, device=device, dtype=dtype, on_part=on_part, rounder=rounder, mapped=mapped)
+
+
+def say_progress(done: int, n: int) -> None:
+    """One line that counts parts, on a terminal only: a Progress."""
+    if sys.stderr.isatty():
+        print(f"\r{done}/{n} parts", end="\n" if done == n else "", file=sys.stderr, flush=True)
 
 
 def prepare(model: nn.Module) -> None:
@@ -102,7 +120,7 @@ def use_fp8_activations(model: LanguageModel) -> LanguageModel:
 
 
 def _scheme(method: str | Scheme) -> Scheme:
-    return method if isinstance(method, Scheme) else Scheme(method)  # type: ignore[arg-type]
+    return method if isinstance(method, Scheme) else Scheme.named(method)
 
 
 class _Quantizer:

@@ -18,7 +18,13 @@ BLOCK = 128
 
 
 def gptq(
-    weight: Tensor, hessian: Tensor, form: WeightFormat, *, clip: bool = False, act_order: bool = False
+    weight: Tensor,
+    hessian: Tensor,
+    form: WeightFormat,
+    *,
+    clip: bool = False,
+    act_order: bool = False,
+    bf16_scales: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """weight [rows, columns] and H = X^T X [columns, columns] of its inputs -> (values, fp32 scales).
 
@@ -28,8 +34,8 @@ def gptq(
     wide = weight.detach().float().clone()
     if not (bool(torch.isfinite(wide).all()) and bool(torch.isfinite(hessian).all())):
         raise ValueError("the weight or its calibration inputs hold inf or nan")
-    scale = scales_from(row_maxima(wide, form), form)
-    scale = clipped_scales(wide, scale, form) if clip else scale
+    scale = scales_from(row_maxima(wide, form), form, bf16=bf16_scales)
+    scale = clipped_scales(wide, scale, form, bf16=bf16_scales) if clip else scale
     columns = column_scales(scale, wide.shape).expand(wide.shape)
     order = hessian.diagonal().argsort(descending=True) if act_order else None
     if order is not None:

@@ -13,7 +13,7 @@ from plait.model.network import LanguageModel
 from plait.model.quantization_config import Matrix
 from plait.model.quantized import set_quantized
 from plait.quant.gptq import gptq
-from plait.quant.rows import quantize_rows, row_errors
+from plait.quant.rows import check_finite, quantize_rows, round_into, row_errors
 from plait.quant.scheme import Scheme
 from plait.quant.walk import Walk, matrix_inputs
 
@@ -71,15 +71,39 @@ def quantize_part(
 
 def _rounded(matrix: Matrix, scheme: Scheme, x: Tensor | None) -> tuple[Tensor, Tensor]:
     if x is None:
-        return quantize_rows(matrix.values, scheme.form, clip=scheme.clip)
+        return quantize_rows(matrix.values, scheme.form, clip=scheme.clip, bf16_scales=scheme.bf16_scales)
     fed = matrix_inputs(matrix, x)
     stack = matrix.values if matrix.values.dim() == 3 else matrix.values[None]
-    pairs = [
-        gptq(weight, hessian_of(rows), scheme.form, clip=scheme.clip, act_order=scheme.act_order)
-        for weight, rows in zip(stack, fed, strict=True)
-    ]
+    options = {"clip": scheme.clip, "act_order": scheme.act_order, "bf16_scales": scheme.bf16_scales}
+    pairs = [gptq(weight, hessian_of(rows), scheme.form, **options) for weight, rows in zip(stack, fed, strict=True)]
     values, scales = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
     return (values, scales) if matrix.values.dim() == 3 else (values[0], scales[0])
+
+
+class RowRounder:
+    """Rounds rows to nearest while a checkpoint is read (a `model.fill.Rounder`)."""
+
+    def __init__(self, scheme: Scheme, *, tied: bool) -> None:
+        assert scheme.rounds_rows
+        self.scheme, self.form, self.tied = scheme, scheme.form, tied
+        self.finite: list[tuple[str, Tensor]] = []
+
+    def chosen(self, name: str, part: nn.Module) -> Iterator[Matrix]:
+        return self.scheme.chosen(part, name, tied=self.tied)
+
+    def round_into(self, name: str, rows: Tensor, values: Tensor, scale: Tensor) -> None:
+        """Mutates values and scale. Does not wait for the device."""
+        options = {"clip": self.scheme.clip, "bf16": self.scheme.bf16_scales}
+        self.finite.append((name, round_into(rows, values, scale, self.form, **options)))
+
+    def check(self) -> None:
+        """ValueError naming a weight, of those since the last check, that was not finite."""
+        seen, self.finite = self.finite, []
+        for name, finite in seen:
+            try:
+                check_finite(finite, self.form)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
 
 
 def hessian_of(inputs: Tensor) -> Tensor:

@@ -23,11 +23,13 @@ def row_maxima(weight: Tensor, form: WeightFormat) -> Tensor:
     return wide.amax(-1) if form.group is None else wide.unflatten(-1, (-1, form.group)).amax(-1)
 
 
-def scales_from(maxima: Tensor, form: WeightFormat) -> Tensor:
+def scales_from(maxima: Tensor, form: WeightFormat, *, bf16: bool = False) -> Tensor:
     """fp32 scales under which the greatest magnitude is the format's largest value. Zeros, and what is too small to
-    divide, get the smallest normal number: never a division by zero.
+    divide, get the smallest normal number: never a division by zero. bf16: the nearest numbers that bf16 has too, 0.2 %
+    away at most; the greatest magnitude, then up to 127.25 scales, is still rounded by less than half a step.
     """
-    return (maxima.float() / LARGEST[form.kind]).clamp_min(torch.finfo(torch.float32).tiny)
+    scales = (maxima.float() / LARGEST[form.kind]).clamp_min(torch.finfo(torch.float32).tiny)
+    return scales.bfloat16().float() if bf16 else scales
 
 
 def round_to(weight: Tensor, scale: Tensor, form: WeightFormat) -> Tensor:
@@ -43,14 +45,15 @@ def round_columns(wide: Tensor, scale: Tensor, form: WeightFormat) -> Tensor:
     return scaled.to(torch.float8_e4m3fn) if form.kind == "fp8" else scaled.round_().to(torch.int8)
 
 
-def clipped_scales(weight: Tensor, scale: Tensor, form: WeightFormat) -> Tensor:
+def clipped_scales(weight: Tensor, scale: Tensor, form: WeightFormat, *, bf16: bool = False) -> Tensor:
     """Of each row (or group), the scale among CLIPS shares of `scale` whose squared error is least. It helps where a
-    few weights of a row are far larger than the others.
+    few weights of a row are far larger than the others. bf16: among what bf16 has.
     """
     wide = weight.detach().float()
     best, least = scale, torch.full_like(scale, torch.inf)
     for share in CLIPS:
         tried = (scale * share).clamp_min(torch.finfo(torch.float32).tiny)
+        tried = tried.bfloat16().float() if bf16 else tried
         columns = column_scales(tried, wide.shape)
         squares = (round_columns(wide, columns, form).float() * columns - wide).square_()
         error = squares.sum(-1) if form.group is None else squares.unflatten(-1, (-1, form.group)).sum(-1)
@@ -60,31 +63,53 @@ def clipped_scales(weight: Tensor, scale: Tensor, form: WeightFormat) -> Tensor:
 
 
 def quantize_rows(
-    weight: Tensor, form: WeightFormat | None = None, *, clip: bool = False, scale: Tensor | None = None
+    weight: Tensor,
+    form: WeightFormat | None = None,
+    *,
+    clip: bool = False,
+    bf16_scales: bool = False,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """weight [..., rows, columns] -> (values, fp32 scales), as `model.quantized` has them; int8 rows by default.
 
-    Works on some rows at a time, so that fp32 copies stay small. clip: search the scales of least error. scale: take
-    these. Raises ValueError for weights that are not finite, and for columns that a group does not divide.
+    Works on some rows at a time, so that fp32 copies stay small. clip: search the scales of least error. bf16_scales:
+    take only scales that bf16 has too. scale: take these. Raises ValueError for weights that are not finite, and for
+    columns that a group does not divide.
     """
     form = form or WeightFormat()
     values, scales = (torch.empty_like(t, device=weight.device) for t in form.empty(weight.shape))
     rows = weight.detach().reshape(-1, weight.shape[-1])
     flat_values, flat_scales = values.view(len(rows), -1), scales.view(len(rows), *scales.shape[weight.dim() - 1 :])
-    given = None if scale is None else scale.view_as(flat_scales)
-    finite = torch.ones((), dtype=torch.bool, device=weight.device)
-    step = _rows_at_a_time(weight)
+    if scale is not None:
+        flat_scales.copy_(scale.view_as(flat_scales))
+    finite = round_into(rows, flat_values, flat_scales, form, clip=clip, bf16=bf16_scales, given=scale is not None)
+    check_finite(finite, form)
+    return values, scales
+
+
+def round_into(
+    rows: Tensor, values: Tensor, scale: Tensor, form: WeightFormat, *, clip: bool, bf16: bool, given: bool = False
+) -> Tensor:
+    """rows [n, columns] rounded into values [n, ...] and scale [n] or [n, groups]; with `given`, under the scale there.
+    Mutates these two. Returns whether all were finite, a bool on their device, which is not waited for.
+    """
+    finite = torch.ones((), dtype=torch.bool, device=rows.device)
+    step = _rows_at_a_time(rows)
     for first in range(0, len(rows), step):
         part = slice(first, first + step)
         maxima = row_maxima(rows[part], form)
         finite &= torch.isfinite(maxima).all()
-        flat_scales[part] = scales_from(maxima, form) if given is None else given[part]
-        if clip and given is None:
-            flat_scales[part] = clipped_scales(rows[part], flat_scales[part], form)
-        flat_values[part] = round_to(rows[part], flat_scales[part], form)
+        if not given:
+            found = scales_from(maxima, form, bf16=bf16)
+            scale[part] = clipped_scales(rows[part], found, form, bf16=bf16) if clip else found
+        values[part] = round_to(rows[part], scale[part], form)
+    return finite
+
+
+def check_finite(finite: Tensor, form: WeightFormat) -> None:
+    """ValueError unless `finite`."""
     if not bool(finite):
         raise ValueError(f"the weight holds inf or nan, which {form.kind} can't represent")
-    return values, scales
 
 
 def _rows_at_a_time(weight: Tensor) -> int:

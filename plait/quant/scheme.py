@@ -37,6 +37,16 @@ class Scheme:
     group: int | None = None  # columns that share a scale; None: a whole row
     clip: bool = False  # search the scale of least error
     act_order: bool = False  # gptq: columns of the largest activations first
+    bf16_scales: bool = False  # only scales that bf16 has too: readers that keep scales so read the same weights
+
+    @classmethod
+    def named(cls, text: str) -> Scheme:
+        """METHOD, METHOD:LEVEL or METHOD:LEVEL+head, as command lines say it: 'experts_int8:experts+mlp+mixers+head'.
+        ValueError for anything else.
+        """
+        method, colon, extent = text.partition(":")
+        level = extent.removesuffix("+head") if colon else cls.level
+        return cls(method, level, head=extent.endswith("+head"))  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         for name, allowed in (("method", METHODS), ("level", LEVELS)):
@@ -49,6 +59,11 @@ class Scheme:
         if self.method == "fp8" and (self.group is not None or self.clip):
             raise ValueError("fp8 has a scale per row, taken from its largest weight: no group, no clip")
         assert self.form.kind
+
+    @property
+    def rounds_rows(self) -> bool:
+        """Whether every row is rounded alone, from its weights: such weights can be quantized while they are read."""
+        return self.method in ("experts_int8", "fp8")
 
     @property
     def form(self) -> WeightFormat:

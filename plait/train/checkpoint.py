@@ -40,7 +40,7 @@ def save_checkpoint(
     Raises FloatingPointError for parameters that are not finite and OSError when the disk is full; then nothing is
     left of it, and the older ones stay.
     """
-    parameters = {name: p.detach().cpu() for name, p in model.named_parameters()}
+    parameters = {name: p.detach().cpu() for name, p in _trained(model).items()}
     _check_finite(parameters, step)
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob("*.partial"):
@@ -61,6 +61,11 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
     drop_old(folder, keep=keep, keep_every=keep_every)
     return final
+
+
+def _trained(model: LanguageModel) -> dict[str, torch.nn.Parameter]:
+    """Frozen weights are where the run started from."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def state_text(step: int, guard: Guard | None) -> str:
@@ -110,7 +115,7 @@ def load_checkpoint(
 
     Raises ValueError for a damaged checkpoint and for one of another model.
     """
-    parameters = dict(model.named_parameters())
+    parameters = _trained(model)
     files = ["model", "optimizer", *(["ema"] if ema is not None and ema.weights else [])]
     try:
         saved, moments, *averaged = (load_file(path / f"{name}.safetensors") for name in files)
@@ -145,6 +150,6 @@ def _moments(model: LanguageModel, optimizer: AnyOptimizer) -> dict[str, Tensor]
     of_parameter = states(optimizer)
     return {
         f"{name}/{moment}": tensor.detach().cpu()
-        for name, parameter in model.named_parameters()
+        for name, parameter in _trained(model).items()
         for moment, tensor in of_parameter[parameter].items()
     }

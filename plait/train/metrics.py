@@ -90,6 +90,9 @@ class TensorBoard:
             for name, value in record.items():
                 if name != "step" and isinstance(value, int | float):
                     self.writer.add_scalar(name, value, record["step"])
+                elif isinstance(value, list):
+                    for i, each in enumerate(value):
+                        self.writer.add_scalar(f"{name}/expert_{i:02}", each, record["step"])
 
     def __enter__(self) -> TensorBoard:
         return self

@@ -56,8 +56,8 @@ def make_optimizer(model: LanguageModel, config: OptimConfig, plan: Plan) -> Any
     """What `config.kind` names, over the parameters as the plan left them."""
     if config.kind == "adamw":
         return adamw(model, config)
-    matrices = {name for name, p in model.named_parameters() if _is_matrix(name, p)}
-    named = [(name, p) for name, p in model.named_parameters() if name in matrices]
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and _is_matrix(name, p)]
+    matrices = {name for name, _ in named}
     return Optimizer(adamw(model, config, leave=matrices), Muon(named, config, plan))
 
 
@@ -71,7 +71,7 @@ def adamw(model: LanguageModel, config: OptimConfig, leave: set[str] | None = No
     kept = no_decay(model)
     groups: dict[tuple[bool, Any], list[Tensor]] = {(False, None): [], (True, None): []}
     for name, parameter in model.named_parameters():
-        if name not in (leave or ()):
+        if name not in (leave or ()) and parameter.requires_grad:
             mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None  # a fused step takes one mesh
             groups.setdefault((name in kept, mesh), []).append(parameter)
     lists = [

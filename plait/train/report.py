@@ -1,4 +1,6 @@
-"""The picture at the end of a run: loss.png and a report.html that needs no network."""
+"""The picture at the end of a run: loss.png and a report.html that needs no network: loss, throughput, router balance
+and load per expert, activation maxima by kind of site and by layer.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ def write_report(out: Path, config: dict[str, Any], summary: dict[str, Any]) -> 
         return []
     written = [out / "loss.png", out / "report.html"]
     _write(written[0], picture)
-    _write(written[1], _page(picture, config, summary).encode())
+    _write(written[1], _page(picture, config, summary, _sites(records[-1]) if records else {}).encode())
     return written
 
 
@@ -41,10 +43,24 @@ def _plot(records: list[dict[str, Any]], name: str) -> bytes:
     sizes = {"Mamba outputs": "max_mamba", "expert outputs": "max_experts"}
     sizes = {label: key for label, key in sizes.items() if any(r[key] for r in records)}  # a model may lack either
     has_router = any(r["balance"] for r in records)
-    heights = [3] + [1] * (has_router + bool(sizes))
+    has_rates = any("tokens_per_second" in r for r in records)
+    load = _load(records)
+    heights = [3] + [1] * (has_router + bool(sizes) + has_rates + (load is not None))
     figure = Figure(figsize=(8, 1 + 1.6 * sum(heights)), layout="constrained")
     axes = list(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0])
     loss, *others = axes
+    if load is not None:
+        heat = others.pop()
+        names, shares = load
+        drawn = heat.imshow(shares, aspect="auto", vmin=0, vmax=2, cmap="coolwarm", interpolation="nearest",
+                            extent=(steps[0] - 0.5, steps[-1] + 0.5, len(shares) - 0.5, -0.5))  # fmt: skip
+        heat.set_yticks(range(0, len(shares), len(shares) // len(names)), names)
+        heat.set_ylabel("experts' load")
+        figure.colorbar(drawn, ax=heat, label="of an equal share", aspect=10)
+    if has_rates:
+        rates = others.pop()
+        rates.plot(steps, [r.get("tokens_per_second") for r in records], color="#72b7b2")
+        rates.set_ylabel("tokens/s")
     loss.plot(steps, [r["ce"] for r in records], color="#4c78a8", linewidth=1.5, label="training")
     held = [(r["step"], r["heldout_loss"]) for r in records if "heldout_loss" in r]
     if held:
@@ -70,6 +86,20 @@ def _plot(records: list[dict[str, Any]], name: str) -> bytes:
     return buffer.getvalue()
 
 
+def _load(records: list[dict[str, Any]]) -> tuple[list[str], list[list[float]]] | None:
+    """Names of the mixtures, and for each expert of each its load by logged step; None without any."""
+    names = sorted(name for name in records[0] if name.startswith("load/"))
+    if not names or len(records) < 2:
+        return None
+    rows = [[r[name][e] for r in records if name in r] for name in names for e in range(len(records[0][name]))]
+    return [name.removeprefix("load/") for name in names], rows
+
+
+def _sites(record: dict[str, Any]) -> dict[str, float]:
+    """The largest activation of each site in one record."""
+    return {name.removeprefix("max/"): size for name, size in record.items() if name.startswith("max/")}
+
+
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; color-scheme: light
 dark; } img { max-width: 100%; background: white; border-radius: 6px; }
@@ -79,7 +109,7 @@ td + td { font-variant-numeric: tabular-nums; }
 """
 
 
-def _page(picture: bytes, config: dict[str, Any], summary: dict[str, Any]) -> str:
+def _page(picture: bytes, config: dict[str, Any], summary: dict[str, Any], sites: dict[str, float]) -> str:
     def rows(values: dict[str, Any]) -> str:
         return "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(_show(v))}</td></tr>" for k, v in values.items())
 
@@ -90,7 +120,9 @@ def _page(picture: bytes, config: dict[str, Any], summary: dict[str, Any]) -> st
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
         f"<h1>{title}</h1>"
         f"<table>{rows(summary)}</table><img alt='loss, router balance and activation maxima by step' "
-        f"src='data:image/png;base64,{encoded}'><h2>Configuration</h2><table>{rows(flat)}</table></html>\n"
+        f"src='data:image/png;base64,{encoded}'>"
+        + (f"<h2>Largest activations in the last step</h2><table>{rows(sites)}</table>" if sites else "")
+        + f"<h2>Configuration</h2><table>{rows(flat)}</table></html>\n"
     )
 
 

@@ -44,7 +44,7 @@ def check_folder(out: Path, config: TrainConfig, *, resume: bool) -> None:
 
 def _may_change(name: str) -> bool:
     """What decides where and how fast a run computes, not what."""
-    free = ("device", "parallel", "recompute", "compile", "hang_seconds", "profile_step", "keep_every")
+    free = ("device", "parallel", "recompute", "compile", "cuda_graph", "hang_seconds", "profile_step", "keep_every")
     return name.partition(".")[0] in free
 
 

@@ -15,7 +15,8 @@ _MAY_DIFFER = {"dtype", "max_context", "init_std"}  # of the model's shape nothi
 
 
 def first_weights(config: TrainConfig) -> LanguageModel:
-    """The model of step 0, in fp32: int8 weights of `config.start` are taken as the numbers they stand for.
+    """The model of step 0, in fp32: int8 weights of `config.start` are taken as the numbers they stand for, unless they
+    stay frozen beside adapters.
 
     Raises ValueError when that model isn't the one that `config.model` describes.
     """
@@ -33,6 +34,8 @@ def first_weights(config: TrainConfig) -> LanguageModel:
     ]
     if different:
         raise ValueError(f"start={config.start} is another model ({'; '.join(different)}): set model.… as it is there")
+    if config.lora.rank:
+        return load_model(folder, dtype=torch.float32, mapped=False)
     stored = load_model(folder, dtype=torch.float32).state_dict()
     model.load_state_dict({name: _in_full(name, stored) for name in model.state_dict()})
     return model

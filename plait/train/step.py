@@ -7,7 +7,9 @@ one process that saw all rows, and so do the gradients.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from plait.model.stats import LayerStats
 from plait.parallel.gradients import local
 from plait.parallel.plan import Plan
 from plait.train.config import LossConfig, TrainConfig
+from plait.train.graphed import Graphs
 from plait.train.optimizer import AnyOptimizer
 
 
@@ -96,13 +99,33 @@ def train_step(
     device: torch.device,
     plan: Plan | None = None,
     most_loss: float = math.inf,
-) -> dict[str, float]:
+    graphs: Graphs | None = None,
+) -> dict[str, Any]:
     """One optimizer step over a batch (this process's rows of it), in config.accumulate passes; the loss is a mean over
     all of the batch's labels. The step is not taken when the loss or the gradient is not finite, or the loss is above
-    `most_loss`; the returned `skipped` says so.
+    `most_loss`; the returned `skipped` says so. `graphs`: of `gradients` with the same arguments.
     """
     plan = plan or Plan()
     cuts = [plan.cut(*part) for part in tensors_of(batch, config.accumulate, device)]
+    numbers = gradients(cuts, model, config, device, plan) if graphs is None else graphs(cuts)
+    record = _recorded(numbers, model.config)
+    taken = math.isfinite(record["loss"] + record["grad_norm"]) and record["loss"] <= most_loss
+    if taken:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return record if taken else {**record, "skipped": 1.0}
+
+
+def gradients(
+    cuts: Sequence[tuple[Tensor, Tensor, Layout]],
+    model: LanguageModel,
+    config: TrainConfig,
+    device: torch.device,
+    plan: Plan,
+) -> dict[str, Tensor]:
+    """Fill the parameters' gradients, clipped, from a step's passes. Returns what there is to report, in fp64, on the
+    device: the host waits for nothing.
+    """
     n_labels = torch.stack([(labels != IGNORE).sum() for _, labels, _ in cuts]).sum().float()
     n_labels = plan.over_rows(n_labels).clamp_min(1.0)
     passes = []
@@ -112,14 +135,11 @@ def train_step(
                 model, plan, token_ids, labels, layout, config.losses, n_labels=n_labels, n_passes=config.accumulate
             )
         found.loss.backward()
-        passes.append((found.parts, _largest(found.stats, config, plan)))
-    grad_norm = plan.clip(model, config.optim.grad_clip)
-    record = _read(passes, grad_norm)  # the one wait for the device in a step
-    taken = math.isfinite(record["loss"] + record["grad_norm"]) and record["loss"] <= most_loss
-    if taken:
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return record if taken else {**record, "skipped": 1.0}
+        sites = _sites(found.stats)
+        sizes = plan.largest(torch.stack(list(sites.values())))
+        passes.append(_Pass(found.parts, sizes, _load(found.stats, model.config, plan)))
+        del found  # and with it what was kept for its backward pass
+    return _together(passes, list(sites), plan.clip(model, config.optim.grad_clip))
 
 
 def autocast(config: TrainConfig, device: torch.device, plan: Plan) -> torch.autocast:
@@ -128,16 +148,43 @@ def autocast(config: TrainConfig, device: torch.device, plan: Plan) -> torch.aut
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
 
 
-def _read(passes: list[tuple[dict[str, Tensor], dict[str, Tensor]]], grad_norm: Tensor) -> dict[str, float]:
-    """Sums (or means) and largest sizes over a step's passes, and the gradient norm: one copy to the host."""
-    means = ("balance", "router_z", "activation")
-    values = {
-        name: torch.stack([parts[name] for parts, _ in passes]).sum() / (len(passes) if name in means else 1)
-        for name in passes[0][0]
-    }
-    values |= {name: torch.stack([largest[name] for _, largest in passes]).max() for name in passes[0][1]}
-    values["grad_norm"] = local(grad_norm)
-    return dict(zip(values, torch.stack([v.double() for v in values.values()]).tolist(), strict=True))
+@dataclass(frozen=True)
+class _Pass:
+    """What one pass reports, on the device."""
+
+    parts: dict[str, Tensor]
+    sizes: Tensor  # [sites], in the order of `_sites`
+    load: Tensor  # [mixtures, n_experts]
+
+
+def _together(passes: Sequence[_Pass], names: Sequence[str], grad_norm: Tensor) -> dict[str, Tensor]:
+    """Sums (or means) over a step's passes, the largest sizes, and the gradient norm."""
+    values = {"grad_norm": local(grad_norm).double()}
+    for name in passes[0].parts:
+        total = torch.stack([found.parts[name] for found in passes]).sum().double()
+        values[name] = total / (len(passes) if name in ("balance", "router_z", "activation") else 1)
+    sizes = torch.stack([found.sizes for found in passes]).amax(0).double()
+    values |= dict(zip(names, sizes.unbind(), strict=True))
+    values["load"] = torch.stack([found.load for found in passes]).mean(0).double()
+    return values
+
+
+def _recorded(numbers: dict[str, Tensor], config: ModelConfig) -> dict[str, Any]:
+    """As plain numbers, by one copy to the host: the one wait for the device in a step. `load/layer_03` is a list, of
+    each expert's share of the tokens in units of an equal share.
+    """
+    flat = torch.cat([value.reshape(-1) for value in numbers.values()]).tolist()
+    load = flat[len(flat) - numbers["load"].numel() :]
+    record: dict[str, Any] = dict(zip((name for name in numbers if name != "load"), flat, strict=False))
+    sites = [name for name in record if name.startswith("max/")]
+    experts = [record[name] for name in sites if name.endswith("/experts")]
+    mamba = [i for i, kind in enumerate(config.layer_kinds()) if kind.mixer != "attention"]
+    record["max_mamba"] = max((record[f"max/layer_{i:02}/mixer"] for i in mamba), default=0.0)
+    record["max_experts"] = max(experts, default=0.0)
+    mixtures = [i for i, kind in enumerate(config.layer_kinds()) if kind.ffn == "moe"]
+    for place, i in enumerate(mixtures):
+        record[f"load/layer_{i:02}"] = load[place * config.n_experts : (place + 1) * config.n_experts]
+    return record
 
 
 def tensors_of(batch: Batch, n_passes: int, device: torch.device) -> list[tuple[Tensor, Tensor, list[list[int]]]]:
@@ -152,19 +199,22 @@ def tensors_of(batch: Batch, n_passes: int, device: torch.device) -> list[tuple[
     return parts
 
 
-def _largest(stats: tuple[LayerStats, ...], config: TrainConfig, plan: Plan) -> dict[str, Tensor]:
-    """The largest activation of every kind of site, and of each site: max_mamba, max_experts, max/layer_03/mixer …"""
-    sites = {
+def _sites(stats: Sequence[LayerStats]) -> dict[str, Tensor]:
+    """The largest activation of each site: max/layer_03/mixer …"""
+    return {
         f"max/layer_{i:02}/{site}": size.max_abs
         for i, layer in enumerate(stats)
         for site, size in (("mixer", layer.mixer), ("ffn", layer.ffn), ("experts", layer.experts))
         if size is not None
     }
-    values = dict(zip(sites, plan.largest(torch.stack(list(sites.values()))).unbind(), strict=True))
-    none = next(iter(values.values())).new_zeros(1)
-    kinds = [kind.mixer != "attention" for kind in config.model.layer_kinds()]
-    mamba = [values[f"max/layer_{i:02}/mixer"] for i, is_mamba in enumerate(kinds) if is_mamba]
-    experts = [value for name, value in values.items() if name.endswith("/experts")]
-    largest = {name: torch.stack(of).max() if of else none[0] for name, of in
-               (("max_mamba", mamba), ("max_experts", experts))}  # fmt: skip
-    return {**largest, **values}
+
+
+def _load(stats: Sequence[LayerStats], config: ModelConfig, plan: Plan) -> Tensor:
+    """[mixtures, n_experts]: how many tokens chose each expert, over its fair share."""
+    routers = [layer.router_logits.detach() for layer in stats if layer.router_logits is not None]
+    if not routers:
+        return stats[0].mixer.max_abs.new_zeros(0, config.n_experts)
+    chosen = torch.stack(routers).topk(config.top_k, dim=-1).indices
+    experts = torch.arange(config.n_experts, device=chosen.device)
+    counts = plan.over_tokens((chosen[..., None] == experts).sum((1, 2)).double())
+    return config.n_experts * counts / counts.sum(1, keepdim=True)

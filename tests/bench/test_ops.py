@@ -32,7 +32,7 @@ def _op(wrong: bool) -> OpCases:
 def _rows(monkeypatch, *, wrong: bool = False, **options) -> list[bench.Row]:
     monkeypatch.setattr(bench, "all_op_cases", lambda: [_op(wrong)])
     monkeypatch.setattr(bench, "copy_bandwidth", lambda _: 1e9)
-    monkeypatch.setattr(bench, "SECONDS", 0.01)
+    monkeypatch.setattr(bench, "SECONDS", {"cpu": 0.01})
     return list(bench.bench_ops(torch.device("cpu"), torch.float32, **options))
 
 

@@ -207,3 +207,10 @@ def test_quantize_refuses(
     assert main(["quantize", model, str(tmp_path / "q"), *extra]) == code
     assert says in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_quantizing_what_is_quantized_says_so(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quantize", model, str(tmp_path / "once")]) == 0
+    assert "nothing was rounded" not in capsys.readouterr().out
+    assert main(["quantize", str(tmp_path / "once"), str(tmp_path / "twice"), "--bf16-scales"]) == 0
+    assert "nothing was rounded" in capsys.readouterr().out.replace("\n", " ")

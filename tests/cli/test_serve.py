@@ -15,6 +15,7 @@ from plait.cli import main
         (["--port", "99999"], "port=99999"),
         (["--max-running", "0"], "max_running=0"),
         (["--new-key", "ann"], "--api-keys FILE"),
+        (["--replicas", "2", "--max-replicas", "3"], "--replicas/--max-replicas need --ray"),
     ],
 )
 def test_wrong_usage(

@@ -19,18 +19,21 @@ pytest.importorskip("triton", reason="Triton is an extra (gpu), and there is non
 
 TEST_OPS = Path(__file__).with_name("test_ops.py")
 OPS = sorted(kernels.parent.name for kernels in Path(plait.ops.__path__[0]).glob("*/triton.py"))
+# Two processes of about the same length: an import of torch and Triton is as long as most ops' tests.
+GROUPS = [["selective_scan"], [op for op in OPS if op != "selective_scan"]]
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the tests themselves run the compiled kernels on this machine's GPU"
 )
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_kernels_of(op: str) -> None:
-    """test_ops.py, and in the op's own folder test_triton.py and what else has `triton` in its name."""
-    own = TEST_OPS.with_name(op)
-    files = [str(TEST_OPS), *([str(own)] if own.is_dir() else [])]  # one process: its imports are half of the time
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", f"{op} and triton"]
+@pytest.mark.parametrize("ops", GROUPS, ids=["selective_scan", "others"])
+def test_kernels_of(ops: list[str]) -> None:
+    """test_ops.py, and in the ops' own folders test_triton.py and what else has `triton` in its name."""
+    folders = [str(own) for op in ops if (own := TEST_OPS.with_name(op)).is_dir()]
+    chosen = f"triton and ({' or '.join(ops)})"
+    files = [str(TEST_OPS), *folders]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", chosen]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     environment.pop("PYTEST_XDIST_WORKER", None)
     result = subprocess.run(

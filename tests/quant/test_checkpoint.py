@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import plait
 from plait.config import ModelConfig
-from plait.model import weight_writer
+from plait.model import fill, weight_writer
 from plait.model.checkpoint import load_model, read_config, save_model
 from plait.model.init import init_weights
 from plait.model.network import LanguageModel
@@ -131,18 +131,62 @@ def test_the_next_start_reads_at_most_55_percent(tmp_path: Path) -> None:
     assert sizes[1] <= 0.55 * sizes[0]
 
 
-def live_bytes() -> int:
-    """Of all tensors on the CPU, each storage once."""
+def live_bytes(mapped: frozenset[int] | set[int] = frozenset()) -> int:
+    """Of all tensors on the CPU, each storage once, but for those (by address) that lie in a file."""
     found = {}
     for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor) and thing.device.type == "cpu":
+        if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
             storage = thing.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
+            found[storage.data_ptr()] = 0 if storage.data_ptr() in mapped else storage.nbytes()
     return sum(found.values())
 
 
-@pytest.mark.parametrize("way", ["load", "files"])
-def test_the_peak_is_what_is_quantized_and_one_layer(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def one_layer(config: ModelConfig) -> int:
+    with torch.device("meta"):
+        layers = LanguageModel(config).to_dtype(getattr(torch, config.dtype)).layers
+    return max(sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in layers)
+
+
+@pytest.mark.parametrize(
+    ("method", "fused", "dtype"),
+    [("experts_int8", False, "float32"), ("experts_int8", True, "bfloat16"), ("fp8", False, "bfloat16")],
+)
+def test_loading_never_needs_more_than_the_quantized_and_one_layer(
+    method: str, fused: bool, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what was allocated, at every step: less than the parts before, as they are then, and this one in full."""
+    config = replace(MINI_SHAPED, dtype="float32", n_layers=4, attn_period=4, attn_offset=2, n_experts=8)
+    save_model(init_weights(LanguageModel(config), seed=0), tmp_path / "full", fused_experts=fused)
+    gc.collect()
+    before, so_far, beyond, mapped = live_bytes(), [0], [], set()
+    real_round, real_rows = parts.round_into, fill.round_rows
+
+    def sampled(*args: Any, **kwargs: Any) -> Any:
+        result = real_round(*args, **kwargs)
+        beyond.append(live_bytes(mapped) - before - so_far[-1])
+        return result
+
+    def seen(name: str, source: Tensor, *others: Any) -> None:
+        mapped.add(source.untyped_storage().data_ptr())
+        real_rows(name, source, *others)
+        mapped.remove(source.untyped_storage().data_ptr())
+
+    monkeypatch.setattr(parts, "round_into", sampled)
+    monkeypatch.setattr(fill, "round_rows", seen)
+    monkeypatch.setattr(fill, "CHUNK_BYTES", 2**20)
+    model = load(
+        tmp_path / "full", dtype=getattr(torch, dtype), quantize=method,
+        progress=lambda *_: so_far.append(live_bytes() - before),
+    )  # fmt: skip
+    layer = one_layer(replace(config, dtype=dtype))
+    assert len(beyond) >= 2 * (2 * 3 + 2)
+    assert 0 < max(beyond) < layer
+    assert so_far[-1] == pytest.approx(sum(t.numel() * t.element_size() for t in model.state_dict().values()), rel=1e-3)
+
+
+def test_from_folder_to_folder_the_peak_is_one_layer_and_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = replace(MINI_SHAPED, dtype="float32", n_layers=16)
     save_model(init_weights(LanguageModel(config), seed=0), tmp_path / "full")
     gc.collect()
@@ -155,18 +199,11 @@ def test_the_peak_is_what_is_quantized_and_one_layer(way: str, tmp_path: Path, m
         return result
 
     monkeypatch.setattr(parts, "quantize_rows", sampled)
-    if way == "load":
-        model = load(tmp_path / "full", quantize="experts_int8")
-        resident = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    else:
-        quantize_checkpoint(tmp_path / "full", tmp_path / "int8", Scheme(), shard_bytes=10**6)
-        resident = 10**6
-    ffn = 3 * config.d_model * config.d_ff * config.n_experts
-    one_layer = 4 * (ffn + 10 * config.d_model**2)
-    whole = os.path.getsize(tmp_path / "full" / "model.safetensors")
+    shard = 10**6
+    quantize_checkpoint(tmp_path / "full", tmp_path / "int8", Scheme(), shard_bytes=shard)
     assert len(samples) == 2 * config.n_layers
-    assert max(samples) <= resident + 1.35 * one_layer  # the layer, and the int8 of its first matrix
-    assert max(samples) < 0.5 * whole
+    assert max(samples) <= shard + 1.35 * one_layer(config)  # the layer, and the int8 of its first matrix
+    assert max(samples) < 0.5 * os.path.getsize(tmp_path / "full" / "model.safetensors")
 
 
 @pytest.mark.parametrize("when", ["first file", "config"])
@@ -255,3 +292,35 @@ def test_the_compressed_tensors_library_reads_the_same_weights(
         assert torch.equal(compressor.decompress(own, group)["weight"].float(), ours)
     assert "model.layers.1.feed_forward.router" in public["ignore"]
     assert not any("experts" in name for name in public["ignore"])
+
+
+def test_bf16_scales_in_a_file_survive_a_reader_that_rounds_them(folder: Path, tmp_path: Path) -> None:
+    quantize_checkpoint(folder, tmp_path / "q", Scheme(bf16_scales=True), packed=True)
+    scales = {name: t for name, t in stored(tmp_path / "q").items() if name.endswith("_scale")}
+    assert len(scales) == 3 * (2 + 2 * 4)
+    assert all(t.dtype == torch.float32 and torch.equal(t.bfloat16().float(), t) for t in scales.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tied_head_is_rounded_while_it_is_read(dtype: torch.dtype, token_ids: Tensor, tmp_path: Path) -> None:
+    """Also where the file repeats the embedding as a head of its own."""
+    config = ModelConfig(
+        vocab_size=64, d_model=32, d_ff=48, n_layers=2, n_heads=4, n_kv_heads=2, n_experts=1, top_k=1,
+        attn_period=2, attn_offset=0, tie_embeddings=True, dtype="float32", init_std=0.2,
+    )  # fmt: skip
+    save_model(init_weights(LanguageModel(config), seed=0), tmp_path / "full")
+    file = tmp_path / "full" / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
+    scheme = Scheme(level="experts+mlp+mixers", head=True)
+    loaded = load(tmp_path / "full", dtype=dtype, quantize=scheme)
+    expected = quantize(load_model(tmp_path / "full", dtype=dtype), scheme)
+    assert loaded.embed.weight.dtype == torch.int8
+    assert same(dict(loaded.state_dict()), dict(expected.state_dict()))
+
+
+def test_weights_that_are_not_finite_are_named_while_they_are_read(model: LanguageModel, tmp_path: Path) -> None:
+    model.layers[1].ffn.down.data[2, 0, 0] = torch.inf
+    save_model(model, tmp_path / "broken")
+    with pytest.raises(ValueError, match=r"layers.1.ffn.down: .*inf or nan"):
+        load(tmp_path / "broken", quantize="experts_int8")

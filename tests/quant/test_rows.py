@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from plait.model.quantized import WeightFormat, pack_int4, unpack_int4
+from plait.model.quantized import WeightFormat, column_scales, pack_int4, unpack_int4
 from plait.quant import rows
 from plait.quant.rows import dequantize_rows, quantize_rows, round_to, row_errors, row_maxima, scales_from
 
@@ -126,3 +126,22 @@ def test_a_group_that_does_not_divide_is_refused() -> None:
         WeightFormat("int8", 7)
     with pytest.raises(ValueError, match="int4 packs 8 columns to a word; 12 is no multiple"):
         quantize_rows(torch.zeros(2, 12), WeightFormat("int4"))
+
+
+@given(st.sampled_from(FORMS), st.integers(0, 2**31), st.sampled_from([0.0, 1e-42, 1e-30, 1.0, 1e30]), st.booleans())
+@settings(max_examples=40)
+def test_scales_that_bf16_has_survive_it_and_round_as_well(
+    form: WeightFormat, seed: int, size: float, clip: bool
+) -> None:
+    """A reader that keeps scales in bf16 then has the same weights. No weight moves by more than half a step."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(6, 64, generator=generator) ** 3 * size
+    values, scale = quantize_rows(weight, form, bf16_scales=True, clip=clip)
+    assert torch.equal(scale.bfloat16().float(), scale)
+    restored = dequantize_rows(values, scale)
+    assert torch.equal(dequantize_rows(values, scale.bfloat16().float()), restored)
+    if not clip and form.kind != "fp8":
+        steps = column_scales(scale, weight.shape)
+        assert ((restored - weight).abs() <= 0.5001 * steps).all()
+    plain = (dequantize_rows(*quantize_rows(weight, form, clip=clip)) - weight).norm()
+    assert (restored - weight).norm() <= 1.1 * plain + 1e-38

@@ -79,3 +79,13 @@ def test_quantizing_again_goes_on_from_there(model: LanguageModel) -> None:
 def test_what_does_not_go_together(given: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         Scheme(**given)  # type: ignore[arg-type]
+
+
+def test_a_scheme_in_one_word(model: LanguageModel) -> None:
+    assert Scheme.named("fp8") == Scheme("fp8")
+    assert Scheme.named("experts_int8:experts") == Scheme(level="experts")
+    assert Scheme.named("experts_int8:experts+mlp+mixers+head") == Scheme(level="experts+mlp+mixers", head=True)
+    for wrong in ("experts_int8:", "experts_int8:head", "int4", "experts_int8:experts:mlp", ""):
+        with pytest.raises(ValueError, match=r"(method|level)=.* must be one of experts"):
+            Scheme.named(wrong)
+    assert level_of(quantize(model, "experts_int8:experts")) == "experts"

@@ -13,11 +13,19 @@ import torch
 
 from plait.config import ModelConfig
 from plait.train import loop
-from plait.train.config import DataConfig, GuardConfig, LossConfig, OptimConfig, ParallelConfig, TrainConfig
+from plait.train.config import (
+    DataConfig,
+    GuardConfig,
+    LoraConfig,
+    LossConfig,
+    OptimConfig,
+    ParallelConfig,
+    TrainConfig,
+)
 
 PARTS = {
     "model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "losses": LossConfig, "guard": GuardConfig,
-    "parallel": ParallelConfig,
+    "parallel": ParallelConfig, "lora": LoraConfig,
 }  # fmt: skip
 
 

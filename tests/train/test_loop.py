@@ -143,7 +143,7 @@ def kill(*args):
 
 given = json.loads(sys.argv[1])
 parts = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "losses": LossConfig, "guard": GuardConfig,
-         "parallel": ParallelConfig}
+         "parallel": ParallelConfig, "lora": LoraConfig}
 config = TrainConfig(**given | {name: kind(**given[name]) for name, kind in parts.items()})
 if sys.argv[3] == "saving":  # the second checkpoint, with one file of three written
     save, saved = checkpoint.save_file, []

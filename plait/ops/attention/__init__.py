@@ -2,6 +2,8 @@
 cache.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,14 @@ def _native_paged_attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, *rest: 
     return native.decode(q, k_pages, v_pages, *where, k_scales=scales[0], v_scales=scales[1])
 
 
+def _native_write_pages(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, *rest: Any) -> None:
+    """Through C where it can, else by index."""
+    if rest[-1] is None and native.can_write(k, k_pages, v_pages):
+        native.write_pages(k, v, k_pages, v_pages, *rest[:3])
+    else:
+        reference.write_pages(k, v, k_pages, v_pages, *rest)
+
+
 IMPLEMENTATIONS = {
     "triton": Implementation(lazily("plait.ops.attention.triton", "attention"), _why_not_triton),
     "sdpa": Implementation(sdpa.attention, anywhere),
@@ -45,18 +55,25 @@ PAGED_IMPLEMENTATIONS = {
     "reference": Implementation(reference.paged_attention, anywhere),
 }
 
+WRITE_IMPLEMENTATIONS = {
+    "triton": Implementation(lazily("plait.ops.attention.triton", "write_pages"), _why_not_triton),
+    **{name: Implementation(_native_write_pages, anywhere) for name in ("cudnn", "native")},
+    **{name: Implementation(reference.write_pages, anywhere) for name in ("sdpa", "reference")},
+}
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor) -> Tensor:
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor, bounds: list[int] | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d_head)) v, causal within each sequence; softmax in fp32.
 
     q [tokens, n_heads, d_head]; k, v [tokens, n_kv_heads, d_head]; query head j reads KV head j // (n_heads /
-    n_kv_heads).
+    n_kv_heads). `bounds`: cu_seqlens on the host, where the caller has them; otherwise the loop over sequences in
+    training on a GPU waits to read them.
     """
     if torch.compiler.is_compiling():
         from plait.ops.compiled import ATTENTION
 
         return ATTENTION(q, k, v, cu_seqlens)[0]
-    return pick("attention", IMPLEMENTATIONS, q)(q, k, v, cu_seqlens)
+    return pick("attention", IMPLEMENTATIONS, q)(q, k, v, cu_seqlens, bounds)
 
 
 def paged_attention(
@@ -99,20 +116,8 @@ def write_pages(
     Mutates k_pages and v_pages, and their scales.
     """
     _check_scales(k_pages, k_scales, v_scales)
-    if k_scales is None and native.can_write(k, k_pages, v_pages):
-        native.write_pages(k, v, k_pages, v_pages, page_table, cu_seqlens, context_lens)
-        return
-    page_size = k_pages.shape[1]
-    lengths = cu_seqlens.diff().long()
-    sequence = torch.repeat_interleave(torch.arange(len(lengths), device=k.device), lengths, output_size=k.shape[0])
-    position = context_lens.long()[sequence] + torch.arange(k.shape[0], device=k.device) - cu_seqlens.long()[sequence]
-    page = page_table.long()[sequence, position // page_size]
-    place = page, position % page_size
-    for rows, pages, scales in ((k, k_pages, k_scales), (v, v_pages, v_scales)):
-        if scales is None:
-            pages[place] = rows.to(pages.dtype)
-        else:
-            pages[place], scales[place] = reference.quantize(rows)
+    run = pick("attention", WRITE_IMPLEMENTATIONS, k)
+    run(k, v, k_pages, v_pages, page_table, cu_seqlens, context_lens, k_scales, v_scales)
 
 
 def _check_scales(pages: Tensor, k_scales: Tensor | None, v_scales: Tensor | None) -> None:

@@ -1,7 +1,8 @@
 """Long chunks over a paged cache through cuDNN: the past, which every query sees, and the chunk itself, causal, apart.
 
 Each half also gives its log-sum-exp, by which the two are joined in fp32. Pages are copied into one piece first: next
-to the products of a long chunk that is little.
+to the products of a long chunk that is little. Queries are filled up to a multiple of LENGTH_STEP, because cuDNN makes
+a plan, on the host, for every length that it meets.
 """
 
 from itertools import pairwise
@@ -12,14 +13,19 @@ from torch import Tensor
 
 from plait.ops.attention.reference import read_pages
 
+LENGTH_STEP = 512  # tokens
+
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> tuple[Tensor, Tensor]:
     """[n, heads, d_head] each -> output in q.dtype and log-sum-exp [n, heads, 1] in fp32."""
-    d_head = q.shape[-1]
-    q, k, v = (F.pad(t, (0, -d_head % 8)).transpose(0, 1)[None] for t in (q, k, v))
+    n, _, d_head = q.shape
+    more = -n % LENGTH_STEP  # queries after the last; keys after the last are seen by none but these
+    q, k, v = (
+        F.pad(t, (0, -d_head % 8, 0, 0, 0, more if is_causal or t is q else 0)).transpose(0, 1)[None] for t in (q, k, v)
+    )
     run = torch.ops.aten._scaled_dot_product_cudnn_attention
     out, lse = run(q, k, v, None, True, 0.0, is_causal, False, scale=d_head**-0.5)[:2]
-    return out[0].transpose(0, 1)[..., :d_head], lse.reshape(1, out.shape[1], -1)[0].T[:, :, None]
+    return out[0].transpose(0, 1)[:n, :, :d_head], lse.reshape(1, out.shape[1], -1)[0].T[:n, :, None]
 
 
 def paged_attention(

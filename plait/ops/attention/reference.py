@@ -35,8 +35,25 @@ def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
     return values.to(torch.int8), scales.float()
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
-    bounds = cu_seqlens.tolist()
+def write_pages(
+    k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, cu_seqlens: Tensor,
+    context_lens: Tensor, k_scales: Tensor | None, v_scales: Tensor | None,
+) -> None:  # fmt: skip
+    page_size = k_pages.shape[1]
+    lengths = cu_seqlens.diff().long()
+    sequence = torch.repeat_interleave(torch.arange(len(lengths), device=k.device), lengths, output_size=k.shape[0])
+    position = context_lens.long()[sequence] + torch.arange(k.shape[0], device=k.device) - cu_seqlens.long()[sequence]
+    page = page_table.long()[sequence, position // page_size]
+    place = page, position % page_size
+    for rows, pages, scales in ((k, k_pages, k_scales), (v, v_pages, v_scales)):
+        if scales is None:
+            pages[place] = rows.to(pages.dtype)
+        else:
+            pages[place], scales[place] = quantize(rows)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, bounds: list[int] | None = None) -> Tensor:
+    bounds = cu_seqlens.tolist() if bounds is None else bounds
     return torch.cat([attend(q[a:b], k[a:b], v[a:b]) for a, b in pairwise(bounds)])
 
 

@@ -20,8 +20,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, is_cau
     return out.transpose(1, 2)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
-    bounds = cu_seqlens.tolist()
+def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, bounds: list[int] | None = None) -> Tensor:
+    bounds = cu_seqlens.tolist() if bounds is None else bounds
     lengths = [b - a for a, b in pairwise(bounds)]
     if len(set(lengths)) == 1:
         q, k, v = (t.unflatten(0, (len(lengths), lengths[0])) for t in (q, k, v))

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from plait.ops import tuned
 from plait.ops.attention import cudnn, sdpa
+from plait.ops.launch import on_device_of
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LONG_CHUNK = 1024  # queries a sequence from which cuDNN is used
@@ -121,6 +124,21 @@ def _n_programs(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
+class Cut(NamedTuple):
+    """How a decode step is cut: programs a multiprocessor, keys of a tile, warps, stages of the pipeline."""
+
+    programs: int = 4
+    keys: int = 64
+    warps: int = 4
+    stages: int = 3
+
+
+def cut_for(q: Tensor, n_kv: int, n_seqs: int) -> Cut | None:
+    """As measured for decode steps on this device with these heads."""
+    measured = tuned.setting("attention_decode", q.device, (q.shape[1], n_kv, q.shape[2]), n_seqs)
+    return Cut(*measured) if measured else None
+
+
 def _launch(
     q: Tensor,
     k: Tensor,
@@ -129,6 +147,8 @@ def _launch(
     page_table: Tensor | None,
     context_lens: Tensor | None,
     scales: tuple[Tensor, Tensor] | None = None,
+    *,
+    cut: Cut | None = None,
 ) -> Tensor:
     tokens, n_heads, d_head = q.shape
     n_kv, n_seqs = k.shape[-2], cu_seqlens.shape[0] - 1
@@ -140,8 +160,12 @@ def _launch(
     rows = max(16, triton.next_power_of_2(bq * group))
     blocks = tokens // bq + n_seqs
     splits = 1
+    if cut is None and decode and page_table is not None:
+        cut = cut_for(q, n_kv, n_seqs)
+    cut = cut or Cut(warps=4 if rows < 64 else 8)
     if page_table is not None and decode:  # enough programs to draw the whole bandwidth, if the table leaves room
-        wanted = min(4 * _n_programs(q.device) / (n_seqs * n_kv), page_table.shape[1] * k.shape[1] / 128, 128)
+        most = page_table.shape[1] * k.shape[1] / 128
+        wanted = min(cut.programs * _n_programs(q.device) / (n_seqs * n_kv), most, 128)
         splits = 2 ** round(math.log2(max(wanted, 1)))  # a power of two: each number is compiled
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     parts, lse = out, out
@@ -156,16 +180,75 @@ def _launch(
         0 if page_table is None else page_table.shape[1], d_head**-0.5,
         PAGED=page_table is not None, INT8=scales is not None,
         PAGE=k.shape[1], N_HEADS=n_heads, N_KV=n_kv, D_HEAD=d_head, D=d, GROUP=group,
-        BQ=bq, ROWS=rows, BN=64, SPLITS=splits, num_warps=4 if rows < 64 else 8, num_stages=3,
+        BQ=bq, ROWS=rows, BN=cut.keys, SPLITS=splits, num_warps=cut.warps,
+        num_stages=cut.stages,
     )  # fmt: skip
     if splits > 1:
         _join_kernel[(tokens * n_heads,)](parts, lse, out, D_HEAD=d_head, D=d, SPLITS=splits, num_warps=4)
     return out
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
+@triton.jit(do_not_specialize=["n_seqs", "max_pages"])
+def _write_kernel(
+    k_ptr, v_ptr, k_pages_ptr, v_pages_ptr, k_scales_ptr, v_scales_ptr, table_ptr, cu_seqlens_ptr, context_ptr, n_seqs,
+    max_pages, k_stride, v_stride,
+    INT8: tl.constexpr, PAGE: tl.constexpr, N_KV: tl.constexpr, D_HEAD: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """One token's keys and values."""
+    token = tl.program_id(0)
+    low = token * 0  # the last sequence that begins at or before this token
+    high = n_seqs
+    while high - low > 1:
+        middle = (low + high) // 2
+        begun = tl.load(cu_seqlens_ptr + middle) <= token
+        low = tl.where(begun, middle, low)
+        high = tl.where(begun, high, middle)
+    position = (tl.load(context_ptr + low) + token - tl.load(cu_seqlens_ptr + low)).to(tl.int32)
+    page = tl.load(table_ptr + low.to(tl.int64) * max_pages + position // PAGE).to(tl.int64)
+    head = tl.arange(0, H)
+    d = tl.arange(0, D)
+    there = (head < N_KV)[:, None] & (d < D_HEAD)[None, :]
+    own = head[:, None] * D_HEAD + d[None, :]
+    to_row = (page * PAGE + position % PAGE) * N_KV
+    k = tl.load(k_ptr + token.to(tl.int64) * k_stride + own, there, other=0.0)
+    v = tl.load(v_ptr + token.to(tl.int64) * v_stride + own, there, other=0.0)
+    if INT8:
+        k, k_scale = _quantized(k.to(tl.float32))
+        v, v_scale = _quantized(v.to(tl.float32))
+        tl.store(k_scales_ptr + to_row + head, k_scale, head < N_KV)
+        tl.store(v_scales_ptr + to_row + head, v_scale, head < N_KV)
+    tl.store(k_pages_ptr + to_row * D_HEAD + own, k.to(k_pages_ptr.dtype.element_ty), there)
+    tl.store(v_pages_ptr + to_row * D_HEAD + own, v.to(v_pages_ptr.dtype.element_ty), there)
+
+
+@triton.jit
+def _quantized(rows):
+    """Rows in units of their scales, rounded to even, and the scales: as `reference.quantize`."""
+    scale = tl.div_rn(tl.max(tl.abs(rows), 1), 127.0)
+    steps = tl.div_rn(rows, tl.maximum(scale, 1e-30)[:, None])
+    steps = (steps + 12582912.0) - 12582912.0  # 1.5 x 2^23: what is added to it loses its fraction
+    return tl.minimum(tl.maximum(steps, -127.0), 127.0), scale
+
+
+def write_pages(
+    k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, cu_seqlens: Tensor,
+    context_lens: Tensor, k_scales: Tensor | None, v_scales: Tensor | None,
+) -> None:  # fmt: skip
+    tokens, n_kv, d_head = k.shape
+    k, v = (t if t.stride()[1:] == (d_head, 1) else t.contiguous() for t in (k, v))
+    scales = (k, v) if k_scales is None or v_scales is None else (k_scales, v_scales)
+    with on_device_of(k):
+        _write_kernel[(tokens,)](
+            k, v, k_pages, v_pages, *scales, page_table.contiguous(), cu_seqlens, context_lens, len(context_lens),
+            page_table.shape[1], k.stride(0), v.stride(0),
+            INT8=k_scales is not None, PAGE=k_pages.shape[1], N_KV=n_kv, D_HEAD=d_head,
+            H=triton.next_power_of_2(n_kv), D=triton.next_power_of_2(d_head), num_warps=4,
+        )  # fmt: skip
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, bounds: list[int] | None = None) -> Tensor:
     if cu_seqlens.shape[0] == 2 and q.is_cuda:  # one sequence: PyTorch's kernels are faster
-        return sdpa.attention(q, k, v, cu_seqlens)
+        return sdpa.attention(q, k, v, cu_seqlens, bounds)
     return _launch(q, k, v, cu_seqlens, None, None)
 
 

@@ -13,7 +13,7 @@ def _case(
 ) -> Case:  # fmt: skip
     def inputs(generator: torch.Generator) -> Inputs:
         def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+            return torch.randn(*shape, generator=generator, dtype=torch.float32 if large else torch.float64)
 
         made: Inputs = {
             "x": normal(sum(lengths), channels),

@@ -97,7 +97,7 @@ def shifted(window, newest, K: tl.constexpr):
     return moved
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_seqs"])
 def forward_kernel(
     x_ptr, weight_ptr, bias_ptr, bounds_ptr, columns_ptr, out_ptr, final_ptr, x_stride, channels, n_seqs,
     K: tl.constexpr, T: tl.constexpr, UNROLL: tl.constexpr, BD: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -144,7 +144,7 @@ def silu_slope(total, PTX: tl.constexpr):
     return s * (1.0 + total * (1.0 - s))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_seqs"])
 def backward_kernel(
     x_ptr, weight_ptr, bias_ptr, bounds_ptr, columns_ptr, dout_ptr, dfinal_ptr, dx_ptr, dcolumns_ptr, partials_ptr,
     x_stride, dout_stride, channels, n_seqs,

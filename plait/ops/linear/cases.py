@@ -12,7 +12,7 @@ def _case(
 ) -> Case:
     def inputs(generator: torch.Generator) -> Inputs:
         def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+            return torch.randn(*shape, generator=generator, dtype=torch.float32 if large else torch.float64)
 
         made: Inputs = {"x": normal(tokens, width)}
         if outlier:

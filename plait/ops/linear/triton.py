@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from plait.ops import tuned
 from plait.ops.launch import on_device_of, overlaps
 from plait.ops.linear import matmul
 
@@ -124,7 +125,7 @@ def _few_tokens_int8_kernel(
         tl.store(y_ptr + token * n_out + r, y.to(y_ptr.dtype.element_ty), r < n_out)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _int8_kernel(
     x_ptr, w_ptr, scale_ptr, y_ptr, tokens, n_out, x_stride,
     WIDTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -172,11 +173,18 @@ def _few_tokens(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     return y
 
 
-def _many_tokens_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+def tiles_for(x: Tensor, weight: Tensor) -> tuple[int, ...]:
+    """Tokens, rows and k-step of a tile, warps and stages: as measured for this device and these sizes, or a guess."""
+    measured = tuned.setting("linear_int8", x.device, tuple(weight.shape), x.shape[0])
+    if measured:
+        return tuple(measured)
+    tokens = x.shape[0]
+    return (16, 64, 128, 4, 4) if tokens <= 16 else (64, 64, 64, 4, 4) if tokens <= 64 else (128, 128, 64, 8, 3)
+
+
+def _many_tokens_int8(x: Tensor, weight: Tensor, scale: Tensor, *, tile: tuple[int, ...] | None = None) -> Tensor:
     (tokens, width), n_out = x.shape, weight.shape[0]
-    BM, BN, BK, warps, stages = (
-        (16, 64, 128, 4, 4) if tokens <= 16 else (64, 64, 64, 4, 4) if tokens <= 64 else (128, 128, 64, 8, 3)
-    )
+    BM, BN, BK, warps, stages = tile or tiles_for(x, weight)
     y = x.new_empty(tokens, n_out)
     with on_device_of(x):
         _int8_kernel[(triton.cdiv(tokens, BM), triton.cdiv(n_out, BN))](

@@ -63,7 +63,14 @@ MOE_IMPLEMENTATIONS = {
 }
 SWIGLU_IMPLEMENTATIONS = {
     "native": Implementation(native.swiglu, native.why_not),
-    **{name: Implementation(grouped.swiglu, anywhere) for name in ("triton", "grouped", "reference")},
+    "triton": Implementation(lazily("plait.ops.moe.grouped_mm", "swiglu"), _why_not_triton),
+    **{name: Implementation(grouped.swiglu, anywhere) for name in ("grouped", "reference")},
+}
+SHARE_IMPLEMENTATIONS = {
+    "triton": MOE_IMPLEMENTATIONS["triton"],
+    "native": Implementation(reference.share(native.expert_outputs), native.why_not),
+    "grouped": Implementation(reference.share(grouped.expert_outputs), anywhere),
+    "reference": Implementation(reference.share(reference.expert_outputs), anywhere),
 }
 # Not within the tolerance of the others: run only when named (PLAIT_OPS=moe=int8_activations).
 MOE_CHOICES = MOE_IMPLEMENTATIONS | {"int8_activations": Implementation(native.moe_int8_activations, native.why_not)}
@@ -114,7 +121,7 @@ def expert_outputs(
 
 
 def _autocast(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-    """Under torch.autocast, all in its type, as library products do by themselves: kernels take one type, or are slow."""
+    """Under torch.autocast, all in its type, as library products do by themselves: kernels take one type."""
     if not torch.is_autocast_enabled(x.device.type):
         return (x, *weights)
     dtype = torch.get_autocast_dtype(x.device.type)
@@ -157,6 +164,33 @@ def moe(
     return pick("moe", MOE_CHOICES, x)(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale)
 
 
+def moe_share(
+    x: Tensor,
+    weights: Tensor,
+    expert_ids: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    *,
+    first_expert: int,
+    n_experts: int,
+    gate_up_scale: Tensor | None = None,
+    down_scale: Tensor | None = None,
+) -> Tensor:
+    """What the experts that lie here add to `moe`: summed over processes that hold all n_experts, it is `moe`.
+
+    expert_ids count all experts; gate_up and down are those of the experts from first_expert on, as rows or as
+    `prepare` returned them. No gradient, and no host sync on a GPU. ValueError for a range that leaves [0, n_experts).
+    """
+    if not 0 <= first_expert <= n_experts - down.shape[0]:
+        raise ValueError(
+            f"first_expert={first_expert}: the {down.shape[0]} experts from it on must lie in the {n_experts} there are"
+        )
+    implementations = PACKED_IMPLEMENTATIONS if packed.is_packed(gate_up) else SHARE_IMPLEMENTATIONS
+    x, gate_up, down = _autocast(x, gate_up, down)
+    run = pick("moe", implementations, x)
+    return run(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale, (first_expert, n_experts))
+
+
 def swiglu(
     x: Tensor,
     gate_up: Tensor,
@@ -179,6 +213,8 @@ def swiglu(
         assert down_scale is not None
         run = pick("moe", PACKED_IMPLEMENTATIONS, x)  # one expert, which every token chose
         return run(x, None, None, gate_up[None], down[None], gate_up_scale[None], down_scale[None])
+    if torch.compiler.is_compiling():
+        return grouped.swiglu(x, gate_up, down, gate_up_scale, down_scale)
     x, gate_up, down = _autocast(x, gate_up, down)
     return pick("moe", SWIGLU_CHOICES, x)(x, gate_up, down, gate_up_scale, down_scale)
 

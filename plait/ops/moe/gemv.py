@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from plait.ops import tuned
 from plait.ops.launch import overlaps
 
 _X_FACTOR = tl.constexpr(2.0**96)
@@ -124,7 +125,7 @@ class Tiles(NamedTuple):
 
 
 def tiles_for(top_k: int, d_ff: int) -> Tiles:
-    """Measured on an H100; see docs/kernels_moe.md."""
+    """For sizes that were not measured."""
     many_programs = top_k * d_ff // 8 > 2048
     return Tiles((16, 8) if many_programs else (8, 4), (32, 8) if d_ff >= 8192 else (16, 4))
 
@@ -147,7 +148,9 @@ def moe(
     d_model, d_ff = down_scale.shape[-1], gate_up_scale.shape[-1] // 2
     routed = weights is not None and expert_ids is not None
     top_k = expert_ids.shape[1] if expert_ids is not None else 1
-    tiles = tiles or tiles_for(top_k, d_ff)
+    if tiles is None:
+        measured = tuned.setting("moe_one_token", x.device, (top_k, d_model, d_ff), 1)
+        tiles = Tiles(*(tuple(own) for own in measured)) if measured else tiles_for(top_k, d_ff)
     h = torch.empty(top_k, d_ff, dtype=torch.bfloat16, device=x.device)
     out = torch.empty_like(x)
     ids, shares = (h, h) if weights is None or expert_ids is None else (expert_ids.contiguous(), weights.contiguous())

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from plait.ops import tuned
 from plait.ops.moe import gemv
 from plait.ops.moe.triton import Order, combine, gather, order
 
@@ -244,6 +245,11 @@ class Shape(NamedTuple):
     group: int  # token blocks that share weights
     splits: int | None = None  # parts of k in down, added up later in fp32; None: chosen so that no processor idles
 
+    @classmethod
+    def of(cls, setting: list[Any]) -> Shape:
+        rows, tokens, deep, stages, group, splits = setting
+        return cls(rows, tokens, deep, tuple(stages), group, splits)
+
 
 _GROWING = (  # up to how many rows an expert gets, and the shape
     (2, Shape(128, 8, 2, (9, 9), 1)),
@@ -263,7 +269,7 @@ _GROWING_DENSE = (  # one expert has few tiles, so they are smaller
 
 
 def shape_for(entries: int, n_experts: int) -> Shape:
-    """By the mean number of rows an expert gets. Measured with 16 experts and with one; see docs/kernels_moe.md."""
+    """By the mean number of rows an expert gets, for sizes that were not measured."""
     table = _GROWING if n_experts > 1 else _GROWING_DENSE
     return next(shape for most, shape in table if entries / n_experts <= most)
 
@@ -278,12 +284,15 @@ def _deep(shape: Shape, width: int) -> int:
 
 
 def splits_for(entries: int, n_experts: int, n: int, width: int, shape: Shape, n_programs: int) -> int:
-    """In how many parts to cut k of the down product: the least whole waves of tiles, if there are few waves."""
+    """In how many parts to cut k of the down product: the least whole waves of tiles, if there are few waves. Counted
+    for the next power of two of entries, since each number of parts is compiled.
+    """
     if shape.splits is not None:
         return shape.splits
     if shape.rows * shape.tokens > 128 * 128:  # the fp32 parts would not fit beside the pipeline
         return 1
     steps = width // (64 * _deep(shape, width))
+    entries = 1 << (entries - 1).bit_length()
     hit = n_experts * (1 - (1 - 1 / n_experts) ** entries) if n_experts > 1 else 1
     tiles = hit * -(-entries // (n_experts * shape.tokens)) * (n // shape.rows)
     possible = [s for s in range(1, 9) if steps % (2 * s) == 0]
@@ -326,28 +335,33 @@ def moe(
     down: Tensor,
     gate_up_scale: Tensor,
     down_scale: Tensor,
+    experts: tuple[int, int] | None = None,
     *,
     shape: Shape | None = None,
     subnormal: bool = True,
 ) -> Tensor:
     """x bf16 [tokens, d_model] through packed int8 experts, weighted and summed over each token's choices.
 
-    weights and expert_ids None: the dense MLP, one expert that every token chose. Activations, between the products
+    weights and expert_ids None: the dense MLP, one expert that every token chose. experts: the first one here and how
+    many there are in all (None: all are here). Activations, between the products
     too, must stay below 2^31, or with subnormal=False below the limit of bf16.
     """
     x = x.contiguous()
     tokens, n_experts = x.shape[0], down.shape[0]
-    if tokens == 1 and shape is None:
+    if tokens == 1 and shape is None and experts is None:
         return gemv.moe(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale)
     entries = tokens if expert_ids is None else expert_ids.numel()
-    shape = shape or shape_for(entries, n_experts)
-    by = order(expert_ids, n_experts, shape.tokens, x)
+    d_model, d_ff = down_scale.shape[-1], gate_up_scale.shape[-1] // 2
+    if shape is None:
+        n_in_all = experts[1] if experts else n_experts
+        measured = tuned.setting("moe_packed", x.device, (n_in_all, entries // tokens, d_model, d_ff), tokens)
+        shape = Shape.of(measured) if measured else shape_for(entries, n_in_all)
+    by = order(expert_ids, n_experts, shape.tokens, x, first_expert=experts[0] if experts else 0)
     dense = expert_ids is None
     if dense and tokens < COPY_PAYS:  # already in order
         rows, subnormal = x, False
     else:
         rows = gather(x, by, 2.0**96 if subnormal else 1.0)
-    d_model, d_ff = down_scale.shape[-1], gate_up_scale.shape[-1] // 2
     splits = splits_for(entries, n_experts, d_model, d_ff, shape, _n_programs(x.device))
     h = product(rows, gate_up, gate_up_scale, by, shape, gated=True, subnormal=subnormal)[0]
     y = product(h, down, down_scale, by, shape, gated=False, subnormal=subnormal, splits=splits)

@@ -94,13 +94,49 @@ class _Experts(torch.autograd.Function):
         return dx, None, dgate_up, ddown
 
 
+class _Dense(torch.autograd.Function):
+    """One expert for all rows. Kept for the backward: x and the gate and up products; h is computed again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        products = F.linear(x, gate_up)
+        h = products.new_empty(len(x), down.shape[1])
+        end = torch.full((1,), len(x), dtype=torch.int32, device=x.device)
+        grid, block = _grid(*h.shape)
+        _swiglu_kernel[grid](products, h, end, D_FF=h.shape[1], BLOCK=block)
+        ctx.save_for_backward(x, products, gate_up, down, end)
+        return F.linear(h, down)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, products, gate_up, down, end = ctx.saved_tensors
+        dh = dy @ down
+        dproducts, h = torch.empty_like(products), torch.empty_like(dh)
+        grid, block = _grid(*h.shape)
+        _swiglu_backward_kernel[grid](products, dh, dproducts, h, end, D_FF=h.shape[1], BLOCK=block)
+        needs_x, needs_gate_up, needs_down = ctx.needs_input_grad
+        return (
+            dproducts @ gate_up if needs_x else None,
+            dproducts.t() @ x if needs_gate_up else None,
+            dy.t() @ h if needs_down else None,
+        )
+
+
+def swiglu(x: Tensor, gate_up: Tensor, down: Tensor, gate_up_scale: Tensor | None, down_scale: Tensor | None) -> Tensor:
+    """[tokens, d_model] -> the same, as `grouped.swiglu`; in training with less kept."""
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, gate_up, down))
+    if differentiable and gate_up_scale is None and x.dim() == 2:
+        return _Dense.apply(x, gate_up, down)
+    return grouped.swiglu(x, gate_up, down, gate_up_scale, down_scale)
+
+
 def _fits(x: Tensor, down: Tensor, down_scale: Tensor | None) -> bool:
     """The grouped products take no int8, and only rows on 16-byte boundaries."""
     return down_scale is None and all(width * x.element_size() % 16 == 0 for width in down.shape[1:])
 
 
-def _pays(x: Tensor, expert_ids: Tensor, down: Tensor, down_scale: Tensor | None) -> bool:
-    return expert_ids.numel() > FEW_ROWS * down.shape[0] and _fits(x, down, down_scale)
+def _pays(x: Tensor, expert_ids: Tensor, down: Tensor, down_scale: Tensor | None, n_experts: int | None = None) -> bool:
+    return expert_ids.numel() > FEW_ROWS * (n_experts or down.shape[0]) and _fits(x, down, down_scale)
 
 
 def expert_outputs(
@@ -129,10 +165,14 @@ def moe(
     down: Tensor,
     gate_up_scale: Tensor | None,
     down_scale: Tensor | None,
+    experts: tuple[int, int] | None = None,
 ) -> Tensor:
-    """For serving: no gradient. Grouped products where every expert gets many rows, else the kernels of triton.py."""
-    if not _pays(x, expert_ids, down, down_scale):
-        return kernels.moe(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale)
-    by = order(expert_ids, down.shape[0], ALIGN)
+    """For serving: no gradient. Grouped products where every expert gets many rows, else the kernels of triton.py.
+
+    experts: the first one here and how many there are in all (None: all are here).
+    """
+    if not _pays(x, expert_ids, down, down_scale, experts and experts[1]):
+        return kernels.moe(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale, experts)
+    by = order(expert_ids, down.shape[0], ALIGN, first_expert=experts[0] if experts else 0)
     _, y = _forward(gather(x, by), gate_up, down, by)
     return combine(y[None], weights, by, x.dtype)

@@ -17,7 +17,7 @@ from plait.ops.moe import grouped, reference
 FEW_TOKENS = 8
 
 INTEGERS = ("n_tokens", "n_experts", "top_k", "d_model", "d_ff", "x_stride", "x_type", "weight_type", "bits",
-            "n_threads")  # fmt: skip
+            "n_threads", "gate_up_stride", "down_stride")  # fmt: skip
 POINTERS = ("x", "expert_ids", "weights", "gate_up", "down", "gate_up_scale", "down_scale", "y")
 
 
@@ -114,7 +114,7 @@ def _can_run(x: Tensor, gate_up: Tensor, down: Tensor, gate_up_scale: Tensor | N
         return False
     if gate_up.shape[-1] != x.shape[1] or down.shape[-2] != x.shape[1] or gate_up.shape[-2] != 2 * down.shape[-1]:
         return False
-    if not (gate_up.is_contiguous() and down.is_contiguous()):
+    if not (_each_dense(gate_up) and _each_dense(down)):
         return False
     if (gate_up.dtype == torch.int8) != _fit(gate_up_scale, down_scale):
         return False
@@ -123,6 +123,11 @@ def _can_run(x: Tensor, gate_up: Tensor, down: Tensor, gate_up_scale: Tensor | N
     if gate_up.dtype != torch.int8 and len(x) > FEW_TOKENS and gate_up.dtype != x.dtype:
         return False
     return not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, gate_up, down)))
+
+
+def _each_dense(weight: Tensor) -> bool:
+    """Whether every matrix of a stack is contiguous; they may lie apart, as in a checkpoint's file."""
+    return weight.is_contiguous() or (weight.dim() == 3 and weight.stride()[1:] == (weight.shape[2], 1))
 
 
 def _fit(*scales: Tensor | None) -> bool:
@@ -143,6 +148,7 @@ def _experts(
     types = (native.TYPES[x.dtype], native.TYPES[gate_up.dtype])
     args = ExpertsArgs(
         n_tokens, n_experts, top_k, d_model, d_ff, x.stride(0), *types, bits, torch.get_num_threads(),
+        gate_up.stride(0), down.stride(0),
         *map(native.pointer, (x, expert_ids, weights, gate_up, down, gate_up_scale, down_scale, y)),
     )  # fmt: skip
     native.call("experts", args)

@@ -1,5 +1,7 @@
 """Routing; and experts, one at a time over the tokens that chose them, with weights made full precision first."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,9 +67,31 @@ def packed_moe(
     down: Tensor,
     gate_up_scale: Tensor,
     down_scale: Tensor,
+    experts: tuple[int, int] | None = None,
 ) -> Tensor:
     if expert_ids is None or weights is None:  # the dense MLP
         expert_ids = torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
         weights = torch.ones(x.shape[0], 1, dtype=x.dtype, device=x.device)
     rows = packed.unpack(gate_up, gated=True), packed.unpack(down, gated=False)
+    if experts is not None:
+        return share(expert_outputs)(x, weights, expert_ids, *rows, gate_up_scale, down_scale, experts)
     return moe(x, weights, expert_ids, *rows, gate_up_scale, down_scale)
+
+
+def share(outputs: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The weighted sum over those choices whose expert lies here, by an `expert_outputs` that knows no others."""
+
+    def run(
+        x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor, gate_up_scale: Tensor | None,
+        down_scale: Tensor | None, experts: tuple[int, int],
+    ) -> Tensor:  # fmt: skip
+        here = (expert_ids >= experts[0]) & (expert_ids < experts[0] + down.shape[0])
+        token, choice = here.nonzero(as_tuple=True)
+        out = x.new_zeros(x.shape)
+        if len(token) == 0:
+            return out
+        own = expert_ids[token, choice, None] - experts[0]
+        y = outputs(x[token], own, gate_up, down, gate_up_scale, down_scale)[:, 0]
+        return out.index_add(0, token, y * weights[token, choice, None].to(y.dtype))
+
+    return run

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from plait.ops import tuned
 from plait.ops.launch import overlaps
 
 # ---- routing --------------------------------------------------------------------------------------------------------
@@ -66,7 +67,7 @@ def route(router_logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 class Order(NamedTuple):
     """Entries sorted by expert. All int32, on the device; `rows` and `blocks` are upper limits known on the host."""
 
-    row_of: Tensor  # [entries]
+    row_of: Tensor  # [entries], -1 where the expert lies elsewhere
     entry_of: Tensor  # [rows], -1 where padding; undefined from ends[-1] on
     ends: Tensor  # [n_experts]: where each expert's padded rows end
     expert_of: Tensor  # [blocks]; undefined from n_blocks on
@@ -76,30 +77,34 @@ class Order(NamedTuple):
 
 
 @triton.jit
-def _one_hot(ids_ptr, entries, chunk, ROUTED: tl.constexpr, E: tl.constexpr, CHUNK: tl.constexpr):
+def _one_hot(ids_ptr, entries, chunk, first, ROUTED: tl.constexpr, N_EXPERTS: tl.constexpr, E: tl.constexpr,
+             CHUNK: tl.constexpr):  # fmt: skip
+    """Which of the N_EXPERTS experts from `first` on each entry chose; no column for one of another process."""
     entry = chunk * CHUNK + tl.arange(0, CHUNK)
     if ROUTED:
-        expert = tl.load(ids_ptr + entry, entry < entries, other=-1).to(tl.int32)
+        expert = tl.load(ids_ptr + entry, entry < entries, other=-1).to(tl.int32) - first
+        expert = tl.where((entry < entries) & (expert < N_EXPERTS), expert, -1)
     else:
         expert = tl.where(entry < entries, 0, -1)
     return entry, (expert[:, None] == tl.arange(0, E)[None, :]).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["entries"])
-def _count_kernel(ids_ptr, counts_ptr, entries, ROUTED: tl.constexpr, E: tl.constexpr, CHUNK: tl.constexpr):
+@triton.jit(do_not_specialize=["entries", "first"])
+def _count_kernel(ids_ptr, counts_ptr, entries, first, ROUTED: tl.constexpr, N_EXPERTS: tl.constexpr, E: tl.constexpr,
+                  CHUNK: tl.constexpr):  # fmt: skip
     chunk = tl.program_id(0)
-    _, hot = _one_hot(ids_ptr, entries, chunk, ROUTED, E, CHUNK)
+    _, hot = _one_hot(ids_ptr, entries, chunk, first, ROUTED, N_EXPERTS, E, CHUNK)
     tl.store(counts_ptr + chunk * E + tl.arange(0, E), tl.sum(hot, 0))
 
 
-@triton.jit(do_not_specialize=["entries", "blocks", "chunks"])
-def _order_kernel(ids_ptr, counts_ptr, row_of_ptr, entry_of_ptr, ends_ptr, expert_of_ptr, n_blocks_ptr, entries, blocks,
-                  chunks, ROUTED: tl.constexpr, N_EXPERTS: tl.constexpr, E: tl.constexpr, CHUNK: tl.constexpr,
-                  C: tl.constexpr, ALIGN: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["entries", "first_expert", "blocks", "chunks"])
+def _order_kernel(ids_ptr, counts_ptr, row_of_ptr, entry_of_ptr, ends_ptr, expert_of_ptr, n_blocks_ptr, entries,
+                  first_expert, blocks, chunks, ROUTED: tl.constexpr, N_EXPERTS: tl.constexpr, E: tl.constexpr,
+                  CHUNK: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr):  # fmt: skip
     """One program per chunk of entries; each recomputes the prefix over all chunks, which is small."""
     chunk = tl.program_id(0)
     e = tl.arange(0, E)
-    entry, hot = _one_hot(ids_ptr, entries, chunk, ROUTED, E, CHUNK)
+    entry, hot = _one_hot(ids_ptr, entries, chunk, first_expert, ROUTED, N_EXPERTS, E, CHUNK)
     if C == 1:
         total = tl.sum(hot, 0)
         before = tl.zeros([E], tl.int32)
@@ -114,8 +119,9 @@ def _order_kernel(ids_ptr, counts_ptr, row_of_ptr, entry_of_ptr, ends_ptr, exper
 
     rank = tl.cumsum(hot, 0) - 1 + (starts + before)[None, :]
     row = tl.sum(tl.where(hot == 1, rank, 0), 1)
-    tl.store(row_of_ptr + entry, row, entry < entries)
-    tl.store(entry_of_ptr + row, entry, entry < entries)
+    own = tl.sum(hot, 1) > 0
+    tl.store(row_of_ptr + entry, tl.where(own, row, -1), entry < entries)
+    tl.store(entry_of_ptr + row, entry, own)
     if chunk == 0:
         pad = (starts + total)[:, None] + tl.arange(0, ALIGN)[None, :]
         tl.store(entry_of_ptr + pad, tl.full([E, ALIGN], -1, tl.int32), pad < ends[:, None])
@@ -128,10 +134,13 @@ def _order_kernel(ids_ptr, counts_ptr, row_of_ptr, entry_of_ptr, ends_ptr, exper
             tl.store(expert_of_ptr + b, owner, b < n_blocks)
 
 
-def order(expert_ids: Tensor | None, n_experts: int, align: int, like: Tensor | None = None) -> Order:
+def order(
+    expert_ids: Tensor | None, n_experts: int, align: int, like: Tensor | None = None, *, first_expert: int = 0
+) -> Order:
     """Sort the entries of expert_ids [tokens, top_k] by expert, stably, each expert padded to `align` rows.
 
-    expert_ids None: the one expert of the tokens `like` [tokens, d_model].
+    expert_ids None: the one expert of the tokens `like` [tokens, d_model]. Only the n_experts experts from first_expert
+    on lie here: entries of others get no row.
     """
     routed = expert_ids is not None
     ids = like if expert_ids is None else expert_ids.contiguous()
@@ -147,16 +156,18 @@ def order(expert_ids: Tensor | None, n_experts: int, align: int, like: Tensor | 
     )
     e = max(triton.next_power_of_2(n_experts), 2)
     chunk = max(16384 // e, 64)
-    if entries < chunk:
-        chunk = max(triton.next_power_of_2(entries), 16)
+    chunk = next((size for size in (64, 256) if entries <= size < chunk), chunk)  # few sizes: each is compiled
     chunks = triton.cdiv(entries, chunk)
     counts = torch.empty(chunks, e, dtype=torch.int32, device=ids.device) if chunks > 1 else made
     warps = 8 if chunk * e > 4096 else 4
     if chunks > 1:
-        _count_kernel[(chunks,)](ids, counts, entries, ROUTED=routed, E=e, CHUNK=chunk, num_warps=warps)
+        _count_kernel[(chunks,)](
+            ids, counts, entries, first_expert, ROUTED=routed, N_EXPERTS=n_experts, E=e, CHUNK=chunk, num_warps=warps
+        )
     _order_kernel[(chunks,)](
-        ids, counts, row_of, entry_of, ends, expert_of, n_blocks, entries, blocks,
-        chunks, ROUTED=routed, N_EXPERTS=n_experts, E=e, CHUNK=chunk, C=triton.next_power_of_2(chunks), ALIGN=align,
+        ids, counts, row_of, entry_of, ends, expert_of, n_blocks, entries, first_expert, blocks,
+        chunks, ROUTED=routed, N_EXPERTS=n_experts, E=e, CHUNK=chunk,
+        C=1 if chunks == 1 else max(triton.next_power_of_2(chunks), 16), ALIGN=align,
         num_warps=warps,
     )  # fmt: skip
     return Order(row_of, entry_of, ends, expert_of, n_blocks, align, top_k)
@@ -205,7 +216,7 @@ def _combine_kernel(y_ptr, weights_ptr, row_of_ptr, out_ptr, rows, width, TOP_K:
         row = tl.load(row_of_ptr + token * TOP_K + j).to(tl.int64)
         y = tl.zeros([BLOCK], tl.float32)
         for part in tl.static_range(PARTS):
-            y += tl.load(y_ptr + (part * rows + row) * width + d, d < width, other=0.0).to(tl.float32)
+            y += tl.load(y_ptr + (part * rows + row) * width + d, (d < width) & (row >= 0), other=0.0).to(tl.float32)
         if WEIGHTED:
             y = y * tl.load(weights_ptr + token * TOP_K + j).to(tl.float32)
         total += y
@@ -324,10 +335,17 @@ class Tiles(NamedTuple):
     stages: int
 
 
+def tiles_for(x: Tensor, top_k: int, down: Tensor) -> Tiles:
+    """As measured for this device and these sizes, or else by formula."""
+    n_experts, d_model, d_ff = down.shape
+    int8 = down.dtype == torch.int8
+    kind = f"moe_rows_{'int8' if int8 else str(x.dtype)[6:]}"
+    measured = tuned.setting(kind, x.device, (n_experts, top_k, d_model, d_ff), x.shape[0])
+    return Tiles(*measured) if measured else tiles(x.shape[0] * top_k, n_experts, int8)
+
+
 def tiles(entries: int, n_experts: int, int8: bool) -> Tiles:
-    """By the mean number of rows an expert gets. Guesses for chips other than Hopper; measured ones are in
-    docs/kernels_moe.md.
-    """
+    """By the mean number of rows an expert gets: guesses for sizes and chips that were not measured."""
     mean = entries / n_experts
     if mean <= 16:
         return Tiles(16, 64 if int8 else 32, 128, 1, 4, 4)
@@ -345,15 +363,23 @@ def expert_outputs_by_entry(
     down: Tensor,
     gate_up_scale: Tensor | None,
     down_scale: Tensor | None,
+    *,
+    tile: Tiles | None = None,
+    experts: tuple[int, int] | None = None,
 ) -> Tensor:
-    """The experts' outputs [entries, d_model]; weights as rows, in x's dtype or int8. No gradient."""
+    """The experts' outputs [entries, d_model]; weights as rows, in x's dtype or int8. No gradient.
+
+    experts: the first one here and how many there are in all; the outputs of those elsewhere are 0.
+    """
     n_experts, d_model, d_ff = down.shape
-    tile = tiles(expert_ids.numel(), n_experts, gate_up_scale is not None)
-    by = order(expert_ids, n_experts, tile.rows)
+    if experts is not None:
+        tile = tile or tiles(expert_ids.numel(), experts[1], gate_up_scale is not None)
+    tile = tile or tiles_for(x, expert_ids.shape[1], down)
+    by = order(expert_ids, n_experts, tile.rows, first_expert=experts[0] if experts else 0)
     blocks = by.expert_of.shape[0]
     x, gate_up, down = x.contiguous(), gate_up.contiguous(), down.contiguous()
     h = x.new_empty(by.entry_of.shape[0], d_ff)
-    y = x.new_empty(expert_ids.numel(), d_model)
+    y = (x.new_empty if experts is None else x.new_zeros)(expert_ids.numel(), d_model)
     shape = {"D_MODEL": d_model, "D_FF": d_ff, "INT8": gate_up_scale is not None, "BM": tile.rows, "BN": tile.columns,
              "BK": tile.step, "GROUP": tile.group, "num_warps": tile.warps, "num_stages": tile.stages}  # fmt: skip
     lists = (by.entry_of, by.expert_of, by.n_blocks)
@@ -385,8 +411,9 @@ def moe(
     down: Tensor,
     gate_up_scale: Tensor | None,
     down_scale: Tensor | None,
+    experts: tuple[int, int] | None = None,
 ) -> Tensor:
-    y = expert_outputs_by_entry(x, expert_ids, gate_up, down, gate_up_scale, down_scale)
+    y = expert_outputs_by_entry(x, expert_ids, gate_up, down, gate_up_scale, down_scale, experts=experts)
     out = torch.empty_like(x)
     block = min(1024, triton.next_power_of_2(x.shape[1]))
     _weighted_sum_kernel[(x.shape[0], triton.cdiv(x.shape[1], block))](

@@ -34,7 +34,8 @@ def _three(x: Tensor, weight0: Tensor, weight1: Tensor, weight2: Tensor) -> tupl
 
 def _case(name: str, shape: tuple[int, ...], make: Callable[..., Inputs], passes: int, *, large: bool = False) -> Case:
     def inputs(generator: torch.Generator) -> Inputs:
-        return make(lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64), shape)
+        dtype = torch.float32 if large else torch.float64
+        return make(lambda *size: torch.randn(*size, generator=generator, dtype=dtype), shape)
 
     def cost(inputs: Inputs) -> Cost:
         return Cost(bytes=passes * inputs["x"].numel() * inputs["x"].element_size(), flops=4 * inputs["x"].numel())

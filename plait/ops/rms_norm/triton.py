@@ -25,7 +25,7 @@ def normed(x, weight, eps, d, DTYPE: tl.constexpr):
     return (x * scale[:, None]).to(DTYPE).to(tl.float32) * weight[None, :], scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def forward_kernel(
     x_ptr, residual_ptr, weight_ptr, out_ptr, sum_ptr, x_stride, residual_stride, n_rows, d, eps,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
@@ -54,7 +54,7 @@ def section(x_ptr, weight_ptr, out_ptr, row, x_stride, n_rows, start, d, eps, BL
     tl.store(out_ptr + row[:, None] * d + column[None, :], out, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def three_sections_kernel(
     x_ptr, weight0_ptr, weight1_ptr, weight2_ptr, out0_ptr, out1_ptr, out2_ptr, x_stride, n_rows, d0, d1, d2, eps,
     ROWS: tl.constexpr, BLOCK0: tl.constexpr, BLOCK1: tl.constexpr, BLOCK2: tl.constexpr,
@@ -65,7 +65,7 @@ def three_sections_kernel(
     section(x_ptr, weight2_ptr, out2_ptr, row, x_stride, n_rows, d0 + d1, d2, eps, BLOCK2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def backward_kernel(
     x_ptr, weight_ptr, dout_ptr, dsum_ptr, dx_ptr, partials_ptr, x_stride, dx_stride, n_rows, d, eps,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, HAS_SUM: tl.constexpr,

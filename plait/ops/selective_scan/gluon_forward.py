@@ -263,7 +263,7 @@ def tile_partition(
             )  # fmt: skip
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["n_seqs"])
 def forward_kernel(
     u_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, bounds_ptr, initial_ptr, export_at_ptr,
     out_ptr, final_ptr, saved_states_ptr, pre_gate_ptr, elapsed_ptr, exported_ptr,

@@ -62,10 +62,11 @@ def register(
         ctx.final = output[1].shape
 
     def differentiate(ctx, dy, dfinal, *_):  # type: ignore[no-untyped-def]
-        u = ctx.saved_tensors[0]
+        saved = ctx.saved_tensors  # read once: under activation checkpointing a second reading fails
+        u = saved[0]
         dy = u.new_zeros(u.shape) if dy is None else dy
         dfinal = u.new_zeros(ctx.final, dtype=torch.float32) if dfinal is None else dfinal
-        *grads, dinitial = scan_backward(dy, dfinal, *ctx.saved_tensors)
+        *grads, dinitial = scan_backward(dy, dfinal, *saved)
         return (*grads, None, None if ctx.initial_dtype is None else dinitial.to(ctx.initial_dtype), None)
 
     scan.register_autograd(differentiate, setup_context=remember)

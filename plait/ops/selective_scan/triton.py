@@ -79,7 +79,7 @@ def step(h, A2, dt_row, dtu_row, B_row, C_row, PTX: tl.constexpr):
     return h, tl.sum(h * C_row[None, :], axis=1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_seqs"])
 def forward_kernel(
     u_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, bounds_ptr, initial_ptr, export_at_ptr,
     out_ptr, final_ptr, tile_states_ptr, pre_gate_ptr, exported_ptr, scratch_ptr,
@@ -181,7 +181,7 @@ def forward_kernel(
             tl.store(exported_ptr + state_base + of_h, h, in_h & (cut >= end))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_seqs", "tokens"])
 def backward_kernel(
     u_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, bounds_ptr, tile_states_ptr, pre_gate_ptr, dout_ptr,
     dfinal_ptr,

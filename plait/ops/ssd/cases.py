@@ -17,7 +17,7 @@ def _case(
         tokens = sum(lengths)
 
         def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+            return torch.randn(*shape, generator=generator, dtype=torch.float32 if large else torch.float64)
 
         made: Inputs = {
             "x": normal(tokens, n_heads, d_head),

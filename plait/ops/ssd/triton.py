@@ -189,10 +189,11 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
 
 
 def _differentiate(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, initial_state = ctx.saved_tensors[0], ctx.saved_tensors[-1]
+    saved = ctx.saved_tensors  # read once: under activation checkpointing a second reading fails
+    x, initial_state = saved[0], saved[-1]
     dy = x.new_zeros(x.shape) if dy is None else dy
     dfinal = x.new_zeros(ctx.final_shape, dtype=torch.float32) if dfinal is None else dfinal
-    grads = _ssd_backward(dy, dfinal, *ctx.saved_tensors)
+    grads = _ssd_backward(dy, dfinal, *saved)
     return *grads[:7], None, None if initial_state is None else grads[7]
 
 

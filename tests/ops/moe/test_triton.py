@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 triton = pytest.importorskip("triton", reason="the kernels are Triton's")  # the extra `gpu` brings it
 
-from plait.ops.moe import gemv, packed, reference  # noqa: E402
+from plait.ops.dispatch import force  # noqa: E402
+from plait.ops.moe import gemv, packed, reference, swiglu  # noqa: E402
 from plait.ops.moe import triton as kernels  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -86,3 +87,17 @@ def test_one_token_through_packed_weights(dense: bool) -> None:
     out = gemv.moe(*(a if a is None else a.to(DEVICE) for a in [x, *arguments]))
     error = (out.double().cpu() - expected).abs().max() / expected.abs().max()
     assert error < 1e-2  # h and the result are rounded to bf16
+
+
+def test_the_mlp_in_training_is_the_plain_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((37, 24), (40, 24), (24, 20))
+    inputs = [torch.randn(shape, generator=generator).to(DEVICE).requires_grad_() for shape in shapes]
+    found = {}
+    for name in ("triton", "grouped"):
+        with force(moe=name):
+            y = swiglu(*inputs)
+        found[name] = [y.detach(), *torch.autograd.grad(y.square().sum(), inputs)]
+    assert all(torch.isfinite(t).all() for t in found["triton"])
+    for ours, expected in zip(found["triton"], found["grouped"], strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
