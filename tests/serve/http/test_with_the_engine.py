@@ -107,6 +107,18 @@ def test_a_killed_engine_ends_requests_cleanly_and_is_started_again(make_folder:
         server.check_nothing_is_left()
 
 
+def test_each_answer_echoes_the_prompts_scores(make_folder: Callable, tmp_path: Path) -> None:
+    folder = str(make_folder(with_tokenizer=True))
+    with served(folder, tmp_path / "log", "--served-name", "m", "--cache-tokens", "2048") as server:
+        for max_tokens in (0, 3):
+            choices = server.post(max_tokens=max_tokens, n=2, echo=True, logprobs=1).json()["choices"]
+            scored = [choice["logprobs"]["token_logprobs"] for choice in choices]
+            assert len(scored[0]) == len(scored[1]) > 2 + max_tokens
+            assert scored[0][0] is None
+            n_prompt = len(scored[0]) - max_tokens
+            assert scored[0][1:n_prompt] == pytest.approx(scored[1][1:n_prompt], abs=1e-5)
+
+
 async def _crowd(url: str, n_clients: int, max_tokens: int) -> list[int | None]:
     """Streams at once, 30 % of which leave behind a random piece: how many tokens each got, None for those who left."""
     draws = random.Random(0)
