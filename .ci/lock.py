@@ -1,4 +1,4 @@
-"""`make lock`: resolve plait with its train, serve, data and dev extras anew, and write the exact versions to requirements.lock.
+"""`make lock`: resolve plait with its train, serve, data and dev extras anew; write the versions to requirements.lock.
 
 pip resolves and installs nothing; this keeps names, versions and platform markers. No hashes and no index: each
 machine's pip settings say where packages come from, and a build of torch for that machine (a local version such as
@@ -24,8 +24,8 @@ EXTRAS = "train,serve,data,dev"
 WANTED = [f".[{EXTRAS}]", "torch==2.13.0", "triton==3.7.1 ; platform_system == 'Linux'"]
 Metadata = dict[str, Any]
 HEADER = """\
-# Exact versions of what `make setup` installs: plait's core with the train, serve, data and dev extras. Made by `make lock`;
-# change pyproject.toml or .ci/lock.py instead.
+# Exact versions of what `make setup` installs: plait's core with the train, serve, data and dev extras. Made by
+# `make lock`; change pyproject.toml or .ci/lock.py instead.
 """
 
 
