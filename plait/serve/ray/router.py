@@ -19,7 +19,7 @@ class PrefixRouter(RequestRouter):
     Every router (one for each HTTP replica) goes by what it routed itself. Nothing is lost if two disagree but time.
     """
 
-    def initialize_state(  # type: ignore[override]  # named here, so that Ray refuses others
+    def initialize_state(  # named here, so that Ray refuses others
         self, max_imbalance: int = 16, memory_size: int = 200_000
     ) -> None:
         """`max_imbalance`: requests that a replica may have under way beyond the least busy one and still get those
