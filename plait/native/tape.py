@@ -91,9 +91,15 @@ def record(function: Callable[[], Any]) -> Tape:
     with torch.no_grad(), native.recording(tape.add), mode:
         tape.output = function()
     if mode.refused:
-        raise TapeError(f"a tape holds native kernels only; this computation also needs {', '.join(mode.refused)}")
+        raise TapeError(f"a tape holds native kernels only; this computation also needs {_listed(mode.refused)}")
     tape.close()
     return tape
+
+
+def _listed(names: list[str]) -> str:
+    """Each name once, and not more than ten."""
+    once = list(dict.fromkeys(names))
+    return ", ".join(once[:10]) + (f" and {len(once) - 10} more" if len(once) > 10 else "")
 
 
 class _Recording(TorchDispatchMode):

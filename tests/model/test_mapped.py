@@ -29,8 +29,7 @@ def test_a_mapped_model_is_the_copied_one(folder: Path) -> None:
     storages = {
         p.untyped_storage().data_ptr() for n, p in mapped.named_parameters() if "proj.weight" in n or ".ffn" in n
     }
-    stacked = {p.untyped_storage().data_ptr() for n, p in mapped.named_parameters() if p.dim() == 3}
-    assert len(storages - stacked) == 1  # one file; gate and up of an MLP lie side by side in it
+    assert len(storages) == 1  # one file: gate and up of an MLP lie side by side in it, experts evenly apart
     ids = torch.randint(0, 64, (1, 9))
     assert torch.equal(mapped(ids).logits, copied(ids).logits)
 

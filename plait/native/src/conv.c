@@ -51,37 +51,51 @@ INLINE span span_of(const conv_args *a, int64_t item) {
   return s;
 }
 
-/* Column j of every channel of the span, from and to [channels, taps - 1]. */
-INLINE void read_column(const void *columns, int64_t type, int64_t row, const span *s, int j, float (*to)[W]) {
-  const int64_t at = (row + s->first) * (s->taps - 1) + j, step = s->taps - 1;
-  float *lane = to[0];
-  if (!columns) memset(lane, 0, sizeof(float) * GROUP);
-  else if (type == F32) for (int c = 0; c < s->n_channels; c++) lane[c] = ((const float *)columns)[at + c * step];
-  else for (int c = 0; c < s->n_channels; c++) lane[c] = widen(((const bf16 *)columns)[at + c * step]);
+/* A span's part of [channels][n], as n rows of channels; and back. */
+INLINE void spread(const void *from, int64_t type, int64_t at, const span *s, int n, float (*to)[BLOCKS][W]) {
+  float flat[GROUP * MAX_TAPS];
+  const int64_t count = (int64_t)s->n_channels * n;
+  for (int64_t i = 0; i < count; i += W) store_any(flat, i, F32, (int)MIN(W, count - i), load_any(from, at + i, (int)type, (int)MIN(W, count - i)));
+  for (int j = 0; j < n; j++) {
+    float *lane = to[j][0];
+    for (int c = 0; c < s->n_channels; c++) lane[c] = flat[c * n + j];
+  }
 }
-INLINE void write_column(void *columns, int64_t type, int64_t row, const span *s, int j, float (*from)[W]) {
-  const int64_t at = (row + s->first) * (s->taps - 1) + j, step = s->taps - 1;
-  const float *lane = from[0];
-  if (type == F32) for (int c = 0; c < s->n_channels; c++) ((float *)columns)[at + c * step] = lane[c];
-  else for (int c = 0; c < s->n_channels; c++) ((bf16 *)columns)[at + c * step] = narrow(lane[c]);
+INLINE void gather(void *to, int64_t type, int64_t at, const span *s, int n, float (*from)[BLOCKS][W]) {
+  float flat[GROUP * MAX_TAPS];
+  const int64_t count = (int64_t)s->n_channels * n;
+  for (int j = 0; j < n; j++) {
+    const float *lane = from[j][0];
+    for (int c = 0; c < s->n_channels; c++) flat[c * n + j] = lane[c];
+  }
+  for (int64_t i = 0; i < count; i += W) store_any(to, at + i, (int)type, (int)MIN(W, count - i), load_any(flat, i, F32, (int)MIN(W, count - i)));
 }
 
-/* e[index] of the sequence. */
+/* The columns [channels, taps - 1] of the span's sequence. Four taps, as every published model has, are a constant. */
+INLINE void read_columns(const void *columns, int64_t type, int64_t row, const span *s, float (*to)[BLOCKS][W]) {
+  const int before = s->taps - 1;
+  if (!columns) memset(to, 0, sizeof to[0] * (size_t)before);
+  else if (before == 3) spread(columns, type, (row + s->first) * 3, s, 3, to);
+  else spread(columns, type, (row + s->first) * before, s, before, to);
+}
+INLINE void write_columns(void *columns, int64_t type, int64_t row, const span *s, float (*from)[BLOCKS][W]) {
+  const int before = s->taps - 1;
+  if (before == 3) gather(columns, type, (row + s->first) * 3, s, 3, from);
+  else gather(columns, type, (row + s->first) * before, s, before, from);
+}
+
+/* e[index] of the sequence, index >= taps - 1: a token. */
 INLINE void read_input(const conv_args *a, const span *s, int64_t index, float (*to)[W]) {
-  if (index < s->taps - 1) {
-    read_column(a->columns_in, a->column_type, s->slot * a->channels, s, (int)index, to);
-    return;
-  }
   int64_t at = (s->begin + index - (s->taps - 1)) * a->x_stride + s->first;
   for (int b = 0; b < s->n_blocks; b++) store(to[b], load_any(a->x, at + b * W, (int)a->type, s->n_channels - b * W));
 }
 
 INLINE void read_weights(const conv_args *a, const span *s, scratch *x) {
-  memset(x->w, 0, sizeof x->w);
-  for (int c = 0; c < s->n_channels; c++) {
-    for (int j = 0; j < s->taps; j++) x->w[j][c / W][c % W] = load_one(a->weight, (s->first + c) * s->taps + j, (int)a->weight_type);
-    x->bias[c / W][c % W] = a->bias ? load_one(a->bias, s->first + c, (int)a->weight_type) : 0.0f;
-  }
+  if (s->n_channels < GROUP) memset(x->w, 0, sizeof x->w);
+  if (s->taps == 4) spread(a->weight, a->weight_type, s->first * 4, s, 4, x->w);
+  else spread(a->weight, a->weight_type, s->first * s->taps, s, s->taps, x->w);
+  for (int b = 0; b < s->n_blocks; b++)
+    store(x->bias[b], a->bias ? load_any(a->bias, s->first + b * W, (int)a->weight_type, s->n_channels - b * W) : (vf){0});
 }
 
 INLINE vf convolve(const scratch *x, int taps, int t, int block) {
@@ -96,7 +110,7 @@ static void forward_item(void *arg, int64_t item) {
   const span s = span_of(a, item);
   const int before = s.taps - 1;
   read_weights(a, &s, &x);
-  for (int j = 0; j < before; j++) read_input(a, &s, j, x.e[j]);
+  read_columns(a->columns_in, a->column_type, s.slot * a->channels, &s, x.e);
   for (int64_t t0 = 0; t0 < s.length; t0 += TILE) {
     const int length = (int)MIN(TILE, s.length - t0);
     for (int t = 0; t < length; t++) {
@@ -110,7 +124,7 @@ static void forward_item(void *arg, int64_t item) {
     }
     memmove(x.e, x.e + length, sizeof x.e[0] * (size_t)before);
   }
-  for (int j = 0; j < before; j++) write_column(a->columns_out, a->column_type, s.slot * a->channels, &s, j, x.e[j]);
+  write_columns(a->columns_out, a->column_type, s.slot * a->channels, &s, x.e);
 }
 
 KERNEL(conv_forward) {
@@ -153,11 +167,12 @@ static void backward_item(void *arg, int64_t item) {
   read_weights(a, &s, &x);
   memset(x.g, 0, sizeof x.g);
   memset(x.gw, 0, sizeof x.gw);
-  for (int j = 0; j < before; j++) read_column(a->g_columns_out, a->column_type, row, &s, j, x.g_final[j]);
+  read_columns(a->g_columns_out, a->column_type, row, &s, x.g_final);
 
   for (int64_t t0 = (s.length - 1) / TILE * TILE; t0 >= 0 && s.length; t0 -= TILE) {
     const int length = (int)MIN(TILE, s.length - t0);
-    for (int i = 0; i < length + before; i++) read_input(a, &s, t0 + i, x.e[i]);
+    if (!t0) read_columns(a->columns_in, a->column_type, s.slot * a->channels, &s, x.e);
+    for (int i = t0 ? 0 : before; i < length + before; i++) read_input(a, &s, t0 + i, x.e[i]);
     memmove(x.g + length, x.g, sizeof x.g[0] * (size_t)before);
     for (int b = 0; b < s.n_blocks; b++)
       if (s.taps == 4) backward_block(a, &x, &s, t0, length, b, 4);
@@ -167,12 +182,12 @@ static void backward_item(void *arg, int64_t item) {
         store_any(a->gx, (s.begin + t0 + t) * a->channels + s.first + b * W, (int)a->type, s.n_channels - b * W,
                   gradient(&x, &s, before + t0 + t, t0, b));
   }
-  if (a->g_columns_in)
-    for (int j = 0; j < before; j++) {
-      float g[BLOCKS][W];
-      for (int b = 0; b < s.n_blocks; b++) store(g[b], gradient(&x, &s, j, 0, b));
-      write_column(a->g_columns_in, a->column_type, row, &s, j, g);
-    }
+  if (a->g_columns_in) {
+    float g[MAX_TAPS][BLOCKS][W];
+    for (int j = 0; j < before; j++)
+      for (int b = 0; b < s.n_blocks; b++) store(g[j][b], gradient(&x, &s, j, 0, b));
+    write_columns(a->g_columns_in, a->column_type, row, &s, g);
+  }
   for (int c = 0; c < s.n_channels; c++)
     for (int j = 0; j <= s.taps; j++) a->sums[(row + s.first + c) * (s.taps + 1) + j] = x.gw[j][c / W][c % W];
 }

@@ -435,6 +435,7 @@ KERNEL(linear) {
 
 typedef struct {
   int64_t n_tokens, n_experts, top_k, d_model, d_ff, x_stride, x_type, weight_type, bits, n_threads;
+  int64_t gate_up_stride, down_stride; /* elements from an expert's to the next one's; rows are contiguous */
   const void *x;
   const int64_t *expert_ids; /* [n_tokens, top_k]; NULL: there is one expert and every token goes there */
   const float *weights;      /* [n_tokens, top_k]; NULL: y is not summed over the choices */
@@ -461,8 +462,8 @@ static void up_item(void *arg, int64_t item) {
   const int64_t n_units = (a->d_ff + UNIT - 1) / UNIT, per_group = (n_units + job->units_per_item - 1) / job->units_per_item;
   const int64_t group = item / per_group, first = item % per_group * job->units_per_item;
   const int64_t begin = job->group_start[group], end = job->group_start[group + 1], expert = expert_of(a, job->pairs[begin]);
-  const int64_t matrix = a->d_ff * a->d_model * weight_bytes(a->weight_type);
-  const char *gate = (const char *)a->gate_up + 2 * expert * matrix, *up = gate + matrix;
+  const int64_t size = weight_bytes(a->weight_type);
+  const char *gate = (const char *)a->gate_up + expert * a->gate_up_stride * size, *up = gate + a->d_ff * a->d_model * size;
   const float *scale = a->gate_up_scale ? a->gate_up_scale + 2 * expert * a->d_ff : NULL;
   for (int64_t unit = first; unit < MIN(first + job->units_per_item, n_units); unit++)
     for (int64_t p = begin; p < end; p += TILE) {
@@ -492,7 +493,7 @@ static void down_item(void *arg, int64_t item) {
   const int64_t n_units = (a->d_model + UNIT - 1) / UNIT, per_group = (n_units + job->units_per_item - 1) / job->units_per_item;
   const int64_t group = item / per_group, first = item % per_group * job->units_per_item;
   const int64_t begin = job->group_start[group], end = job->group_start[group + 1], expert = expert_of(a, job->pairs[begin]);
-  const char *down = (const char *)a->down + expert * a->d_model * a->d_ff * weight_bytes(a->weight_type);
+  const char *down = (const char *)a->down + expert * a->down_stride * weight_bytes(a->weight_type);
   const float *scale = a->down_scale ? a->down_scale + expert * a->d_model : NULL;
   for (int64_t unit = first; unit < MIN(first + job->units_per_item, n_units); unit++)
     for (int64_t p = begin; p < end; p += TILE) {
