@@ -5,8 +5,8 @@ returns the exit code. Imports that cost time go inside functions, so that `plai
 second.
 
 Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted. What a user can cause (UsageError, ValueError,
-OSError, a loss that diverges) becomes one line on stderr; all else is our bug and keeps its traceback.
-PLAIT_TRACEBACK=1 keeps them all.
+OSError, a loss that diverges, too little memory) becomes one line on stderr; all else is our bug and keeps its
+traceback. PLAIT_TRACEBACK=1 keeps them all.
 """
 
 from __future__ import annotations
@@ -38,17 +38,23 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `plait … | head` closed our stdout; without this the interpreter complains at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("PLAIT_TRACEBACK"):
+    except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
+        if os.environ.get("PLAIT_TRACEBACK") or (isinstance(error, RuntimeError) and not _is_out_of_memory(error)):
             raise
         print(f"plait {args.command}: {_one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
 
 
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """torch has a class for a GPU's memory, and for the host's only a text."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"out of memory: {text}" if isinstance(error, MemoryError | RuntimeError) else text
 
 
 class _Parser(argparse.ArgumentParser):

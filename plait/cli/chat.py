@@ -30,8 +30,8 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser("chat", help="talk to a model in the terminal")
     add_model_arguments(parser)
     parser.add_argument("--system", default="", metavar="TEXT", help="system message")
-    add_sampling_arguments(parser)
-    parser.set_defaults(handler=run, max_tokens=512)
+    add_sampling_arguments(parser, max_tokens=512)
+    parser.set_defaults(handler=run)
 
 
 @dataclass
@@ -113,7 +113,12 @@ class Conversation:
             print(f"no setting {name!r}; there are {', '.join(kinds)}")
             return
         try:
-            self.params = replace(self.params, **{name: kinds[name](value)})
+            number = kinds[name](value)
+        except ValueError:
+            print(f"{name} is a number, not {value!r}")
+            return
+        try:
+            self.params = replace(self.params, **{name: number})
         except ValueError as error:
             print(error)
 
@@ -132,6 +137,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
         except EOFError:
+            if sys.stdin.isatty():
+                print()
             return 0
         except KeyboardInterrupt:
             print()

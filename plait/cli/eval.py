@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from plait.text import Generator, Tokenizer
 
 DATA_VARIABLE = "PLAIT_EVAL_DATA"
+HARNESS_ABOUT = "tasks of lm-evaluation-harness, with the paper's shots (Tables 2 and 6); extra `eval`"
 HARNESS_OPTIONS = {
     "tasks": "names of the harness, commas between (default: Table 2's)",
     "include": "folder of the harness' YAML tasks, for data given by path",
@@ -59,18 +60,16 @@ def _list(args: argparse.Namespace) -> int:
     from plait.eval.registry import TASKS
 
     if args.json:
-        print_json(
-            {
-                name: {"about": t.about, "options": {n: o.about for n, o in t.options.items()}}
-                for name, t in TASKS.items()
-            }
-        )
+        listed = {
+            name: {"about": t.about, "options": {n: o.about for n, o in t.options.items()}} for name, t in TASKS.items()
+        }
+        print_json(listed | {"harness": {"about": HARNESS_ABOUT, "options": HARNESS_OPTIONS}})
         return 0
     for name, task in TASKS.items():
         print(f"{name}  {task.about}")
         for option, described in task.options.items():
             print(f"    --set {option}={described.default}  {described.about}")
-    print("harness  tasks of lm-evaluation-harness, with the paper's shots (Tables 2 and 6); extra `eval`")
+    print(f"harness  {HARNESS_ABOUT}")
     for option, about in HARNESS_OPTIONS.items():
         print(f"    --set {option}=  {about}")
     return 0
@@ -150,12 +149,20 @@ def _harness(args: argparse.Namespace) -> int:
         args.out,
         inputs,
         model=args.served_name or str(args.model),
-        max_context=int(options["max_context"]) if options["max_context"] else None,
+        max_context=_max_context(options["max_context"]),
         include=Path(options["include"]) if options["include"] else None,
         price=_price(args.price),
     )
     write_report(read_run(args.out))
     return _tell(args, scores)
+
+
+def _max_context(given: str) -> int | None:
+    if not given:
+        return None
+    if not given.isdecimal() or int(given) < 1:
+        raise UsageError(f"--set max_context={given}: must be a number of tokens, at least 1")
+    return int(given)
 
 
 def _harness_defaults(given: Mapping[str, str]) -> dict[str, str]:
@@ -198,6 +205,8 @@ def _price(given: str | None) -> Price | None:
         prompt, completion = map(float, given.split(","))
     except ValueError:
         raise UsageError(f"--price {given}: write two numbers with a comma between, such as 0.2,0.4") from None
+    if not (prompt >= 0 and completion >= 0):  # NaN isn't either
+        raise UsageError(f"--price {given}: a price must be at least 0")
     return Price(prompt, completion)
 
 
@@ -259,7 +268,8 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
     )
 
     columns = (TextColumn("samples"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+    screen = Console(file=sys.stderr)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
         bar = progress.add_task("samples", total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from plait.serve import LLM
     from plait.text import SamplingParams
 
-_SAMPLING = (  # flag, type, help; the defaults are SamplingParams' own
+_SAMPLING = (  # flag, type, help
     ("--max-tokens", int, "new tokens at most"),
     ("--temperature", float, "0 takes the most likely token every time"),
     ("--top-k", int, "keep this many tokens (0: all)"),
@@ -49,11 +49,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quantize", metavar="METHOD[:LEVEL]", help="quantize while loading, as in experts_int8")
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+def add_sampling_arguments(parser: argparse.ArgumentParser, **defaults: object) -> None:
+    """The flags of `_SAMPLING`; `defaults` stand in for SamplingParams' own."""
     from plait.text.sampling_params import SamplingParams
 
     for flag, kind, text in _SAMPLING:
-        default = getattr(SamplingParams, flag[2:].replace("-", "_"))
+        name = flag[2:].replace("-", "_")
+        default = defaults.get(name, getattr(SamplingParams, name))
         shown = "" if default is None else f" ({default})"
         parser.add_argument(flag, type=kind, default=default, metavar="N" if kind is int else "X", help=text + shown)
 

@@ -23,9 +23,15 @@ def print_json(value: object) -> None:
 
 
 def console() -> Console:
+    """As wide as the terminal; into a pipe or a file wide enough that tables keep all their figures."""
+    import os
+
     from rich.console import Console
 
-    return Console(markup=False, highlight=False)  # names and paths may hold [brackets]
+    made = Console(markup=False, highlight=False)  # names and paths may hold [brackets]
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = 120
+    return made
 
 
 def table(*columns: str) -> Table:

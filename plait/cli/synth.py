@@ -23,6 +23,9 @@ def add(commands: Commands) -> None:
     tables.add_argument("--csv", action="append", type=Path, default=[], metavar="FILE", help="default: made-up tables")
     tables.add_argument("--paragraphs", action="store_true", help="a model turns the tables into paragraphs")
     tables.add_argument("--distractors", type=Path, metavar="TEXT", help="documents to hide tables in")
+    tables.add_argument(
+        "--max-distractors", type=int, default=4, metavar="N", help="paragraphs of them around a table (%(default)s)"
+    )
     documents = _skill(skills, "document_qa", _document_qa, "questions on documents, answered with citations")
     documents.add_argument("--documents", type=Path, metavar="TEXT", help="files or folder (default: the corpus)")
     documents.add_argument(
@@ -224,6 +227,7 @@ def _table_qa(args: argparse.Namespace) -> Skill:
         tables=[read_csv(path) for path in args.csv],
         layouts=("paragraphs",) if args.paragraphs else ("markdown", "csv"),
         distractors=list(_documents(args.distractors)) if args.distractors else (),
+        max_distractors=args.max_distractors,
     )
 
 

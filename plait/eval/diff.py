@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from html import escape
@@ -54,7 +55,7 @@ def compare(before: Run, after: Run) -> Diff:
     ]
     if not pairs:
         raise ValueError(f"{before.folder} and {after.folder} have no samples in common (other seed or data?)")
-    units = {name: metric["unit"] for name, metric in before.scores["metrics"].items()}
+    units = _units(before, pairs)
     metrics = {}
     for name, unit in units.items():
         both = [(a["scores"][name], b["scores"][name]) for a, b in pairs if name in a["scores"] and name in b["scores"]]
@@ -68,6 +69,15 @@ def compare(before: Run, after: Run) -> Diff:
         if main in a["scores"] and main in b["scores"] and a["scores"][main] != b["scores"][main]
     ]
     return Diff(before, after, metrics, sorted(changes, key=lambda change: change.gain), len(pairs))
+
+
+def _units(before: Run, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, str]:
+    """The run's metrics that single samples have too. The harness' runs have metrics by group only: all its shares."""
+    in_samples = dict.fromkeys(name for record, _ in pairs for name in record["scores"])
+    found = {name: metric["unit"] for name, metric in before.scores["metrics"].items() if name in in_samples}
+    if not in_samples:
+        raise ValueError(f"{before.folder} has no scores of single samples to compare")
+    return found or dict.fromkeys(in_samples, "%")
 
 
 def render(diff: Diff) -> str:

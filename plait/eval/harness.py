@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 USAGE = "usage.json"
 _BATCH = 64
+_SHARES = ("acc", "exact_match", "f1", "em", "mc1", "mc2", "pass@")  # shown in percent, unlike perplexities
 _MISSING = "lm-evaluation-harness is not installed: pip install plait[eval]"
 
 
@@ -70,7 +71,7 @@ def harness_model(
 
         def _rolling(self, ids: list[int]) -> float:
             """The whole text's log-probability, in windows of `max_context` tokens with one token before each."""
-            size = max_context or len(ids)
+            size = max_context or len(ids) or 1
             starts = range(0, len(ids), size)
             windows = [ScoreRequest([ids[s - 1] if s else tokenizer.bos_id], ids[s : s + size]) for s in starts]
             return sum(score.logprob for score in _scores_of(windows))
@@ -143,7 +144,8 @@ def run_harness(
     """
     settings = {
         "task": "harness", "model": model, "tasks": list(names), "prompt_format": inputs.prompt_format,
-        "seed": inputs.seed, "limit": inputs.limit,
+        "seed": inputs.seed, "limit": inputs.limit, "max_context": max_context,
+        "include": None if include is None else str(include),
     }  # fmt: skip
     folder = RunFolder(out, settings)
     tokens = _tokens_so_far(out)
@@ -197,8 +199,9 @@ def _group(found: Mapping[str, Any], n: int, pinned: HarnessTask | None) -> dict
             continue
         value, error = float(value), found.get(f"{name}_stderr,{kind}")
         half = 1.96 * float(error) if isinstance(error, int | float) else 0.0
-        low, high = 100 * (value - half), 100 * (value + half)
-        shown = {"value": round(100 * value, 4), "low": round(low, 4), "high": round(high, 4), "n": n, "unit": "%"}
+        unit, scale = ("%", 100) if name.startswith(_SHARES) or "_acc" in name else ("", 1)
+        low, high = scale * (value - half), scale * (value + half)
+        shown = {"value": round(scale * value, 4), "low": round(low, 4), "high": round(high, 4), "n": n, "unit": unit}
         is_pinned = pinned is not None and (name, kind) == (pinned.metric, pinned.filter)
         metrics = (
             {name: shown} | metrics if is_pinned else metrics | {name if kind == "none" else f"{name} {kind}": shown}

@@ -32,6 +32,8 @@ def plan_question(inputs: Inputs) -> Plan:
 def _plan(inputs: Inputs, name: str, make: Any) -> Plan:
     path = inputs.file(f"infinitebench/{name}", name)
     budget = inputs.number("context") - _MARGIN
+    if budget < 2:
+        raise ValueError(f"context={inputs.number('context')} must be at least {_MARGIN + 2}")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
     def maker(row: dict[str, Any]) -> Callable[[], Sample]:

@@ -44,8 +44,9 @@ TASKS: dict[str, Task] = {
 def find_task(name: str) -> Task:
     """Raises ValueError, with what is close, for a name there isn't."""
     if name not in TASKS:
-        close = get_close_matches(name, TASKS, n=3)
+        known = [*TASKS, "harness"]
+        close = get_close_matches(name, known, n=3)
         raise ValueError(
-            f"there is no task {name!r}; {'did you mean ' + ' or '.join(close) if close else ', '.join(TASKS)}"
+            f"there is no task {name!r}; {'did you mean ' + ' or '.join(close) if close else ', '.join(known)}"
         )
     return TASKS[name]

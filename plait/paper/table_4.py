@@ -78,7 +78,8 @@ def show(console: Console, runs: Sequence[Path] = ()) -> None:
 
     ours = our_rows(runs)
     lengths = sorted({*LENGTHS, *(int(length) for row in ours.values() for length in row["by_length"])})
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 0, 0, 1))
+    room = 1 if len(lengths) == len(LENGTHS) else 0  # more of them, and 80 columns are full without
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 0, 0, room))
     table.add_column("Table 4", no_wrap=True)
     for heading in ("claim", "eff.", *map(as_length, lengths), "avg."):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import date, timedelta
 from random import Random
 from typing import Any
@@ -77,12 +78,14 @@ def _value(schema: Schema, random: Random, name: str) -> Any:
 
 
 def _number(schema: Schema, random: Random, kind: str) -> int | float:
-    low = schema.get("minimum", 1)
-    high = schema.get("maximum", max(low, 1) * 500)
-    step = schema.get("multipleOf")
-    if step:
-        return random.randint(-(-low // step), high // step) * step
-    return random.randint(int(low), int(high)) if kind == "integer" else round(random.uniform(low, high), 2)
+    high = schema.get("maximum")
+    low = schema.get("minimum", 1 if high is None or high >= 1 else high - 500)
+    high = max(low, 1) * 500 if high is None else high
+    step = schema.get("multipleOf", 1 if kind == "integer" else None)
+    if step is None:
+        return round(random.uniform(low, high), 2)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return random.randint(first, max(first, last)) * step  # where none lies between, one outside, which is not valid
 
 
 def _string(schema: Schema, random: Random, name: str) -> str:

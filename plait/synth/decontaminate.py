@@ -88,7 +88,10 @@ def read_evaluation_set(path: Path) -> Iterator[str]:
         for line in read_jsonl(path):
             yield from texts_of(line)
     else:
-        yield path.read_text(encoding="utf-8")
+        try:
+            yield path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not text in UTF-8: {error}") from None
 
 
 def texts_of(value: Any) -> Iterator[str]:

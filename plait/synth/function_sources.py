@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from plait.synth.record import read_jsonl
+from plait.synth.record import read_json, read_jsonl
 from plait.synth.schemas import Function
 
 _METHODS = ("get", "post", "put", "patch", "delete")
@@ -18,13 +18,7 @@ _MAX_REFERENCES = 8  # followed in a row: deeper ones are recursive or too invol
 def read_functions(path: Path) -> list[Function]:
     """Functions of a JSON or JSONL file, told apart by what it holds: `paths` (OpenAPI 2 and 3), `properties` (a JSON
     schema), `system` (Glaive), `function` or `parameters` (OpenAI's form), or lists of these. Not validated."""
-    if path.suffix == ".jsonl":
-        values = list(read_jsonl(path))
-    else:
-        try:
-            values = [json.loads(path.read_text(encoding="utf-8"))]
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON in UTF-8: {error}") from None
+    values = list(read_jsonl(path)) if path.suffix == ".jsonl" else [read_json(path)]
     found = [function for value in values for function in _functions(value, path)]
     if not found:
         raise ValueError(f"{path} holds no function")
@@ -38,7 +32,10 @@ def _functions(value: Any, path: Path) -> Iterator[Function]:
     elif not isinstance(value, dict):
         raise ValueError(f"{path} holds {type(value).__name__} where a function's description was expected")
     elif "paths" in value:
-        yield from functions_of_openapi(value)
+        try:
+            yield from functions_of_openapi(value)
+        except (AttributeError, KeyError, TypeError) as error:  # another type, or no member, where one is prescribed
+            raise ValueError(f"{path} is no OpenAPI document: {type(error).__name__}: {error}") from error
     elif "system" in value:
         yield from functions_of_glaive(value)
     elif "function" in value:

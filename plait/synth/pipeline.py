@@ -108,7 +108,13 @@ def run_pipeline(
         if not done.exists():
             stage = Stage(step)
             before = iter(()) if index == 0 else read_records(out / "steps" / f"{index}_{STEPS[index - 1]}.jsonl")
-            write_records(run.step(step, before, stage, n, seed), produced)
+            try:
+                write_records(run.step(step, before, stage, n, seed), produced)
+            except (ValueError, OSError):
+                if index == 0:  # nothing is made yet, so the call may be put right and the folder used for it
+                    (out / RUN_FILE).unlink()
+                    (out / "steps").rmdir()
+                raise
             write_text(json.dumps(stage.as_dict(), ensure_ascii=False), done)
         stages.append(Stage.from_dict(json.loads(done.read_text(encoding="utf-8"))))
     contamination = None if decontaminator is None else decontaminator.report_for(stages)

@@ -72,25 +72,58 @@ class Record:
         }
 
 
-def from_chat(line: Mapping[str, Any]) -> Record:
+def from_chat(line: Any) -> Record:
     """The record of a chat file's line; `messages` alone is enough. Raises ValueError if they are no conversation."""
-    messages = line.get("messages")
+    messages = line.get("messages") if isinstance(line, dict) else None
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) and "role" in m for m in messages):
         raise ValueError("a chat record needs `messages`, a list of objects with a role")
-    parsed = {key: _parsed(line.get(key), key) for key in ("tools", "documents", "knobs", "provenance")}
-    provenance = parsed["provenance"] or {}
+    provenance = _object(line, "provenance")
     return Record(
         id=str(provenance.get("id") or sha256(_json(messages).encode()).hexdigest()[:16]),
         skill=str(line.get("skill") or "chat"),
-        messages=tuple({key: value for key, value in message.items() if value is not None} for message in messages),
-        tools=tuple(parsed["tools"] or ()),
-        documents=tuple(parsed["documents"] or ()),
-        knobs=dict(parsed["knobs"] or {}),
-        facts=dict(provenance.get("facts") or {}),
-        source=dict(provenance.get("source") or {}),
-        generators=tuple(provenance.get("generators") or ()),
-        scores=dict(provenance.get("scores") or {}),
+        messages=tuple(map(_message, messages)),
+        tools=tuple(_objects(line, "tools")),
+        documents=tuple(_objects(line, "documents")),
+        knobs=_object(line, "knobs"),
+        facts=_object(provenance, "facts"),
+        source=_object(provenance, "source"),
+        generators=tuple(map(str, provenance.get("generators") or ())),
+        scores=_object(provenance, "scores"),
     )
+
+
+def _message(given: Message) -> Message:
+    """Without empty members, and with tool calls in OpenAI's form: some files have their arguments as objects."""
+    message = {key: value for key, value in given.items() if value is not None}
+    if not isinstance(message.get("content", ""), str):
+        raise ValueError(f"the content of a chat record's message must be text, not {message['content']!r:.60}")
+    if "tool_calls" in message:
+        message["tool_calls"] = list(map(_tool_call, _objects(message, "tool_calls")))
+    return message
+
+
+def _tool_call(given: dict[str, Any]) -> dict[str, Any]:
+    function = given.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError(f"a tool call of a chat record needs a `function` with a name: {given!r:.60}")
+    arguments = _object(function, "arguments")
+    if isinstance(function.get("arguments"), str) and function["arguments"]:
+        return given
+    return {**given, "function": {**function, "arguments": _json(arguments)}}
+
+
+def _object(line: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = _parsed(line.get(key), key)
+    if not isinstance(value or {}, dict):
+        raise ValueError(f"`{key}` of a chat record must be an object, not {value!r:.60}")
+    return value or {}
+
+
+def _objects(line: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    value = _parsed(line.get(key), key) or []
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ValueError(f"`{key}` of a chat record must be a list of objects, not {value!r:.60}")
+    return value
 
 
 def _parsed(value: Any, key: str) -> Any:
@@ -154,6 +187,14 @@ def read_jsonl(path: Path) -> Iterator[Any]:
                     yield json.loads(line)
                 except (json.JSONDecodeError, UnicodeDecodeError) as error:
                     raise ValueError(f"{path} line {number} is not JSON in UTF-8: {error}") from None
+
+
+def read_json(path: Path) -> Any:
+    """The one value in a file. Raises ValueError naming the file that is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON in UTF-8: {error}") from None
 
 
 def write_text(text: str, path: Path) -> None:

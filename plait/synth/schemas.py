@@ -18,6 +18,7 @@ TYPES = ("string", "integer", "number", "boolean", "array", "object")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{1,63}")
 _MAX_PARAMETERS = 12
 _MAX_DEPTH = 3
+_MAX_ITEMS = 20
 _FORMATS = {
     "email": re.compile(r"[^@\s]+@[^@\s]+\.[a-z]{2,}"),
     "uri": re.compile(r"[a-z][a-z0-9+.-]*://\S+"),
@@ -47,11 +48,34 @@ def _wrong_schema(schema: Any, where: str, depth: int) -> str | None:
         return f"{where} has type {kind!r}, not one of {', '.join(TYPES)}"
     if depth > _MAX_DEPTH:
         return f"{where} nests deeper than {_MAX_DEPTH}"
+    if wrong := _wrong_keywords(schema, where):
+        return wrong
     if schema["type"] == "object":
         return _wrong_object(schema, where, depth)
     if schema["type"] == "array":
         return _wrong_schema(schema.get("items"), f"{where}[]", depth + 1)
     return _wrong_values(schema, where)
+
+
+def _wrong_keywords(schema: Schema, where: str) -> str | None:
+    for key in ("minimum", "maximum", "multipleOf"):
+        value = schema.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or (key == "multipleOf" and value <= 0):
+            return f"{where} has {key} {value!r}"
+    for key in ("minLength", "maxLength", "minItems", "maxItems"):
+        value = schema.get(key, 0)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            return f"{where} has {key} {value!r}"
+    if schema.get("minItems", 0) > _MAX_ITEMS:
+        return f"{where} needs more than {_MAX_ITEMS} items"
+    if not isinstance(schema.get("format", ""), str):
+        return f"{where} has format {schema['format']!r}"
+    if not _is_pattern(schema.get("pattern", "")):
+        return f"{where} has a pattern that is no regular expression: {schema['pattern']!r}"
+    enum = schema.get("enum")
+    if enum is not None and (not isinstance(enum, list) or not enum):
+        return f"{where} has an enum that is no list of values"
+    return None
 
 
 def _wrong_object(schema: Schema, where: str, depth: int) -> str | None:
@@ -66,11 +90,8 @@ def _wrong_object(schema: Schema, where: str, depth: int) -> str | None:
 
 
 def _wrong_values(schema: Schema, where: str) -> str | None:
-    enum = schema.get("enum")
-    if enum is not None and (not isinstance(enum, list) or not enum):
-        return f"{where} has an enum that is no list of values"
     bare = {key: value for key, value in schema.items() if key != "enum"}
-    for value in enum or ():
+    for value in schema.get("enum") or ():
         if wrong := wrong_value(value, bare, where):
             return f"enum of {wrong}"
     if schema.get("default") is not None and (wrong := wrong_value(schema["default"], schema, where)):
@@ -78,8 +99,6 @@ def _wrong_values(schema: Schema, where: str) -> str | None:
     low, high = schema.get("minimum"), schema.get("maximum")
     if low is not None and high is not None and not low <= high:
         return f"{where} has minimum {low} above maximum {high}"
-    if (pattern := schema.get("pattern")) is not None and not _is_pattern(pattern):
-        return f"{where} has a pattern that is no regular expression: {pattern!r}"
     return None
 
 

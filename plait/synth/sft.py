@@ -67,8 +67,12 @@ def mixed(parts: Iterable[MixPart], seed: int, side: Side = ALL) -> Iterator[tup
                 continue
             whole, share = divmod(part.times, 1)
             is_drawn = random_for("mix", seed, part.path.name, index).random() < share
+            try:
+                record = from_chat(line)
+            except ValueError as error:
+                raise ValueError(f"{part.path}, record {index + 1}: {error}") from None
             for _ in range(int(whole) + is_drawn):
-                yield part, from_chat(line)
+                yield part, record
 
 
 def encode_chat(record: Record, tokenizer: Tokenizer, template: ChatTemplate) -> tuple[list[int], np.ndarray]:
@@ -175,9 +179,12 @@ class _Mix:
             self._mask_file.write(bytes([0]) + mask[1:].tobytes() + bytes([0]))  # bos, conversation, eos
             counts = self._kept.setdefault((part.path.name, part.kind, record.skill), Counter())
             counts.update(conversations=1, tokens=len(ids) + 1, learned_tokens=int(mask.sum()))
-            text = f"{record.skill} {record.id}"
+            text = self._tokenizer.decode(ids[1:], control_tokens=True)
             self._next = text, ids[1:]
             yield Document(text, source=f"{part.path.name}: {record.skill}", index=index)
+        if not self._kept:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in self._left_out.items())
+            raise ValueError(f"no conversation is left{': ' if reasons else ''}{reasons}")
 
     def _encoded(self, record: Record) -> tuple[list[int], np.ndarray] | str:
         wrong = wrong_conversation(record)
@@ -191,7 +198,8 @@ class _Mix:
             return f"refused by the template: {error}"
         if self._max_tokens is not None and len(ids) + 1 > self._max_tokens:
             return f"longer than {self._max_tokens} tokens: {len(ids) + 1}"
-        assert ids[0] == self.bos_id, "a chat template begins with bos"
+        if ids[:1] != [self.bos_id]:
+            raise ValueError("the chat template must begin with the beginning-of-text token")
         return (ids, mask) if mask.any() else "no assistant turn"
 
     def report(self, seed: int) -> dict[str, Any]:

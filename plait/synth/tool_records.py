@@ -19,7 +19,7 @@ from plait.synth.conversation import without_artifacts
 from plait.synth.function_sources import functions_of_glaive
 from plait.synth.mock_tools import values_to_repeat
 from plait.synth.pipeline import Ask, Dropped
-from plait.synth.record import Message, Record, read_jsonl
+from plait.synth.record import Message, Record, read_json, read_jsonl
 from plait.synth.schemas import wrong_arguments, wrong_function
 
 _TURN = re.compile(r"(?:^|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE):[ \t]*")
@@ -54,9 +54,10 @@ class ToolRecords:
             yield Record(f"tool_records-{index}", self.name, facts={"row": row}, source=source)
 
     def _rows(self) -> Iterable[Any]:
-        return (
-            json.loads(self.path.read_text(encoding="utf-8")) if self.path.suffix == ".json" else read_jsonl(self.path)
-        )
+        if self.path.suffix != ".json":
+            return read_jsonl(self.path)
+        rows = read_json(self.path)
+        return rows if isinstance(rows, list) else [rows]
 
     def respond(self, record: Record, ask: Ask) -> Sequence[Record]:
         row = record.facts["row"]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         CitationsEvent,
         ContentDelta,
         ParsedMessage,
+        SectionKind,
         ToolCall,
         ToolCallEvent,
         ToolCallStream,
@@ -41,6 +42,7 @@ __all__ = [
     "SamplingParams",
     "Score",
     "ScoreRequest",
+    "SectionKind",
     "StopChecker",
     "TokenLogprob",
     "Tokenizer",
@@ -62,8 +64,8 @@ _HOMES = {
     "stop_strings": ("StopChecker",),
     "template_sandbox": ("ChatTemplateError",),
     "tokenizer": ("Detokenizer", "Tokenizer"),
-    "tool_calls": ("CitationsEvent", "ContentDelta", "ParsedMessage", "ToolCall", "ToolCallEvent", "ToolCallStream",
-                   "join_events", "parse_tool_calls"),
+    "tool_calls": ("CitationsEvent", "ContentDelta", "ParsedMessage", "SectionKind", "ToolCall", "ToolCallEvent",
+                   "ToolCallStream", "join_events", "parse_tool_calls"),
     "train_tokenizer": ("train_tokenizer",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

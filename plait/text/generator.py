@@ -56,6 +56,7 @@ class Completion:
     completion_tokens: int
     logprobs: tuple[TokenLogprob, ...] | None = None  # one per new token, if asked for
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None  # one per prompt token; the first has none
+    cached_tokens: int = field(default=0, compare=False)  # of the prompt: found in the cache, not computed again
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
@@ -55,7 +56,7 @@ class OpenAIClient:
             return list(pool.map(call, items))
 
     def _first_model(self) -> str:
-        models = self._send("/models", None)["data"]
+        models = self._send("/models", None, "data")["data"]
         if not models:
             raise ValueError(f"{self.base} serves no model: name one")
         return str(models[0]["id"])
@@ -65,10 +66,11 @@ class OpenAIClient:
         if request.messages is not None:
             extras = {name: list(value) for name in ("tools", "documents") if (value := getattr(request, name))}
             knobs = {} if request.knobs is None else {"knobs": dict(request.knobs)}
-            answer = self._send("/chat/completions", body | {"messages": list(request.messages)} | extras | knobs)
+            body |= {"messages": list(request.messages)} | extras | knobs
+            answer = self._send("/chat/completions", body, "choices")
             texts = [_message_text(choice["message"]) for choice in answer["choices"]]
         else:
-            answer = self._send("/completions", body | {"prompt": self._prompt(request)})
+            answer = self._send("/completions", body | {"prompt": self._prompt(request)}, "choices")
             texts = [choice["text"] for choice in answer["choices"]]
         return self._completions(answer, texts)
 
@@ -94,7 +96,7 @@ class OpenAIClient:
         """Echo the prompt with its log-probabilities; one new token is asked for, since some servers give no fewer."""
         prompt, start = self._scored_prompt(request)
         body = {"model": self.model, "prompt": prompt, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
-        choice = self._send("/completions", body)["choices"][0]
+        choice = self._send("/completions", body, "choices")["choices"][0]
         found = choice.get("logprobs")
         if not found or not found.get("token_logprobs"):
             raise ValueError(f"{self.base} gives no log-probabilities of prompts: it must know echo with logprobs")
@@ -110,6 +112,8 @@ class OpenAIClient:
             first, end = start, len(prompt)
         logprobs = found["token_logprobs"][first:end]
         tops = found["top_logprobs"][first:end]
+        if any(own is None for own in logprobs) or not all(tops):
+            raise ValueError(f"{self.base} leaves out log-probabilities of tokens inside the prompt")
         greedy = all(own >= max(top.values()) for own, top in zip(logprobs, tops, strict=True))
         return Score(sum(logprobs), greedy, len(logprobs))
 
@@ -129,26 +133,38 @@ class OpenAIClient:
             before = [self.tokenizer.bos_id]
         return [*before, *continuation], len(before)
 
-    def _send(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
-        """POST `body`, or GET without one; what may pass is tried again with growing pauses."""
+    def _send(self, path: str, body: Mapping[str, Any] | None, key: str) -> dict[str, Any]:
+        """The object, with a list at `key`, that answers the POST of `body` or, without one, a GET; what may pass is
+        tried again with growing pauses."""
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.base + path, data=data, headers=headers)
         for attempt in range(self._n_retries + 1):
             try:
                 with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
-                    answer: dict[str, Any] = json.load(response)
-                    return answer
+                    return self._checked(response.read(), path, key)
+            except http.client.InvalidURL as error:
+                raise ValueError(f"{self.base} is no address: {error}") from error
             except urllib.error.HTTPError as error:
                 said = error.read().decode("utf-8", "replace")[:500]
                 if error.code not in _RETRIED or attempt == self._n_retries:
                     kind = OSError if error.code in _RETRIED else ValueError  # busy or broken; or a request it refuses
                     raise kind(f"{self.base}{path} answers {error.code}: {said}") from error
-            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
                 if attempt == self._n_retries:
                     raise OSError(f"{self.base}{path} can't be reached: {error}") from error
             time.sleep(0.5 * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
+
+    def _checked(self, content: bytes, path: str, key: str) -> dict[str, Any]:
+        try:
+            answer = json.loads(content)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict) or not isinstance(answer.get(key), list):
+            said = content[:200].decode("utf-8", "replace")
+            raise ValueError(f"{self.base}{path} doesn't answer as OpenAI's API does, with {key!r}: {said}")
+        return answer
 
 
 def _sampling(params: SamplingParams) -> dict[str, Any]:
@@ -169,5 +185,13 @@ def _message_text(message: Mapping[str, Any]) -> str:
     calls = [call["function"] for call in message.get("tool_calls") or ()]
     if not calls:
         return text
-    listed = [{"name": call["name"], "arguments": json.loads(call["arguments"] or "{}")} for call in calls]
+    listed = [{"name": call["name"], "arguments": _arguments(call["arguments"])} for call in calls]
     return f"{text}<tool_calls>{json.dumps(listed, ensure_ascii=False)}</tool_calls>"
+
+
+def _arguments(written: str) -> Any:
+    """What a model wrote; not always JSON, and then the text itself, which no task takes for an object."""
+    try:
+        return json.loads(written or "{}")
+    except ValueError:
+        return written

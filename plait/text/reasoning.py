@@ -37,6 +37,11 @@ class ReasoningStream:
         self._part = "start"  # reasoning, answer
         self._pending = ""
 
+    @property
+    def is_open(self) -> bool:
+        """What comes next is reasoning, as far as is known."""
+        return self._part == "reasoning" or (self._part == "start" and self.found)
+
     def push(self, piece: str) -> list[ReasoningDelta | ContentDelta]:
         text, self._pending = self._pending + piece, ""
         events: list[ReasoningDelta | ContentDelta] = []

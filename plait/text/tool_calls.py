@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from plait.text.json_scanner import JsonScanner
 
@@ -44,6 +45,7 @@ class CitationsEvent:
 
 
 Event = ContentDelta | ToolCallEvent | CitationsEvent
+SectionKind = Literal["calls", "citations"]
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,13 @@ class ToolCallStream:
     """`parse_tool_calls` for text that arrives in pieces: however it is cut, the joined events are the same message.
 
     Content goes out at once, but for what may be the beginning of a tag. A call goes out when its section is complete
-    and right, because a call that turned out malformed could not be taken back.
+    and right, because a call that turned out malformed could not be taken back. Sections of a kind that is not among
+    `sections` are content like any other text.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sections: Collection[SectionKind] = ("calls", "citations")) -> None:
+        self._tags = [tag for tag, (kind, _) in _READERS.items() if kind in sections]
+        self._opening = re.compile("|".join(self._tags))
         self._pending = ""  # may be the beginning of a tag
         self._section: _Section | None = None
         self._held_space: list[str] = []  # white space at the beginning or behind a section
@@ -113,9 +118,9 @@ class ToolCallStream:
 
     def _read_content(self, text: str, events: list[Event]) -> str:
         text = self._pending + text
-        tag = _OPENING.search(text)
+        tag = self._opening.search(text)
         if tag is None:
-            held = _tail_that_may_open(text)
+            held = _tail_that_may_open(text, self._tags)
             self._pending = text[len(text) - held :]
             self._emit(text[: len(text) - held], events)
             return ""
@@ -134,7 +139,7 @@ class ToolCallStream:
         return rest
 
     def _close_section(self, section: _Section, events: list[Event], *, is_whole: bool) -> None:
-        read = _READERS[section.tag](section.body) if is_whole else None
+        read = _READERS[section.tag][1](section.body) if is_whole else None
         if read is None:
             self._emit(section.text, events)
             return
@@ -239,12 +244,11 @@ def _read_citations(body: str) -> Sequence[CitationsEvent] | None:
     return [CitationsEvent(tuple(ids))] if is_list_of_ids else None
 
 
-_READERS: dict[str, Callable[[str], Sequence[ToolCall | CitationsEvent] | None]] = {
-    "<tool_calls>": _read_calls,
-    "<tool_call>": _read_one_call,
-    "<citations>": _read_citations,
+_READERS: dict[str, tuple[SectionKind, Callable[[str], Sequence[ToolCall | CitationsEvent] | None]]] = {
+    "<tool_calls>": ("calls", _read_calls),
+    "<tool_call>": ("calls", _read_one_call),
+    "<citations>": ("citations", _read_citations),
 }
-_OPENING = re.compile("|".join(map(re.escape, _READERS)))
 # Numbers stay text: their values aren't needed, and int() refuses very long ones.
 _DECODER = json.JSONDecoder(parse_int=str, parse_float=str)
 _BETWEEN = re.compile(r"[ \t\n\r,:]*")
@@ -283,7 +287,7 @@ def _string(raw: str) -> str:
     return "" if any("\ud800" <= char <= "\udfff" for char in text) else text
 
 
-def _tail_that_may_open(text: str) -> int:
+def _tail_that_may_open(text: str, tags: Sequence[str]) -> int:
     """How many characters at the end of `text` may be the beginning of a tag."""
-    start = text.rfind("<", max(0, len(text) - max(map(len, _READERS))))
-    return len(text) - start if start >= 0 and any(tag.startswith(text[start:]) for tag in _READERS) else 0
+    start = text.rfind("<", max(0, len(text) - max(map(len, tags))))
+    return len(text) - start if start >= 0 and any(tag.startswith(text[start:]) for tag in tags) else 0

@@ -89,7 +89,8 @@ def test_commands(chat: Any, reply: Any) -> None:
         ("/set", "no setting ''; there are temperature, top_p"),
         ("/set heat 3", "no setting 'heat'"),
         ("/set temperature -1", "temperature=-1.0 must be"),
-        ("/set top_k many", "'many'"),
+        ("/set top_k many", "top_k is a number, not 'many'"),
+        ("/set seed", "seed is a number, not ''"),
         ("/set max_tokens 0", "max_tokens=0"),
     ],
 )
@@ -172,6 +173,7 @@ def test_under_a_terminal(endless: str, reply: Any) -> None:
         assert terminal.wait_for("\r\n\x1b[2m").replace("\r\n", "\n") == reply("Hello", max_tokens=3)
         terminal.wait_for(" s\x1b[0m\r\n> ")
         terminal.type("\x04")
+        terminal.wait_for("\r\n")  # so that the shell's prompt begins a line
         assert terminal.exit_code() == 0
     except BaseException:
         os.kill(terminal.pid, signal.SIGKILL)
@@ -181,3 +183,9 @@ def test_under_a_terminal(endless: str, reply: Any) -> None:
 def test_wrong_sampling_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", "anything", "--top-p", "2"]) == 2
     assert capsys.readouterr().err.startswith("plait chat: top_p=2.0 must be")
+
+
+def test_the_help_tells_the_default_that_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["chat", "--help"])
+    assert "new tokens at most (512)" in capsys.readouterr().out

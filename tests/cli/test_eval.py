@@ -184,25 +184,29 @@ def test_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"{name}  {task.about}" in out for name, task in TASKS.items())
     assert "--set lengths=4096" in out
     assert main(["eval", "--json"]) == 0
-    assert set(json.loads(capsys.readouterr().out)) >= {"ruler", "tenets", "gsm8k"}
+    assert set(json.loads(capsys.readouterr().out)) == {*TASKS, "harness"}
 
 
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
         (["rular", "--model", "m", "--out", "x"], "did you mean ruler"),
+        (["harnes", "--model", "m", "--out", "x"], "did you mean harness"),
         (["ruler"], "--model MODEL --out DIR"),
         (["ruler", "extra", "--model", "m", "--out", "x"], "only diff takes folders"),
         (["ruler", "--model", "m", "--out", "x", "--set", "lengths"], "write NAME=VALUE"),
         (["ruler", "--model", "m", "--out", "x", "--set", "size=1"], "has no option 'size'"),
         (["ruler", "--model", "m", "--out", "x", "--price", "1"], "write two numbers"),
+        (["ruler", "--model", "m", "--out", "x", "--price", "1,nan"], "a price must be at least 0"),
         (["harness", "--model", "m", "--out", "x", "--set", "size=1"], "harness has no option 'size'"),
         (["diff", "a"], "diff compares two runs"),
     ],
 )
 def test_wrong_usage(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", *argv]) == 2
-    assert said in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
 
 
 def test_data_is_named_by_flag_or_variable(
@@ -213,7 +217,9 @@ def test_data_is_named_by_flag_or_variable(
     assert "--data DIR" in capsys.readouterr().err
     monkeypatch.setenv("PLAIT_EVAL_DATA", str(tmp_path))
     assert main(argv) == 1
-    assert f"{tmp_path} has no gsm8k/test.jsonl.gz" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{tmp_path} has no gsm8k/test.jsonl.gz" in error
+    assert error.count("\n") == 1
     monkeypatch.setenv("PLAIT_EVAL_DATA", str(tmp_path / "nowhere"))
     assert main(argv) == 1
     assert "is not a folder" in capsys.readouterr().err

@@ -143,6 +143,8 @@ def test_a_long_book_loses_its_middle(data: Path, inputs_of: Callable[..., Input
     assert cut.startswith("0 1 2 ")
     assert cut.endswith(" 498 499")
     assert len(inputs.tokenizer.encode(cut)) in range(98, 103)
+    with pytest.raises(ValueError, match="context=1001 must be at least 1002"):
+        INFINITE_QA.plan(inputs_of("infinite_qa", {"context": "1001"}, data=data))
 
 
 def test_token_f1() -> None:

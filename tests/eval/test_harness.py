@@ -79,6 +79,7 @@ def test_rolling_scores_count_every_token_once(scripted: type, inputs_of: Callab
         assert lm.loglikelihood_rolling([SimpleNamespace(args=(text,))]) == [-float(n_tokens)]
         assert [i for request in seen for i in request.continuation] == inputs.tokenizer.encode(text)
         assert all(len(request.context) == 1 for request in seen)
+        assert lm.loglikelihood_rolling([SimpleNamespace(args=("",))]) == [0]
 
 
 def test_generation_arguments() -> None:
@@ -107,6 +108,14 @@ def test_results_become_groups_with_the_pinned_metric_first() -> None:
     assert list(group["metrics"]) == ["exact_match", "acc", "acc_norm"]
     assert group["metrics"]["acc"] == {"value": 50, "low": 30.4, "high": 69.6, "n": 20, "unit": "%"}
     assert list(_group(found, 20, None)["metrics"]) == ["acc", "acc_norm", "exact_match strict-match"]
+
+
+def test_only_shares_are_in_percent() -> None:
+    found = {"word_perplexity,none": 25.0, "bits_per_byte,none": 0.75, "prompt_level_strict_acc,none": 0.5}
+    metrics = _group(found, 20, None)["metrics"]
+    assert {name: (metric["value"], metric["unit"]) for name, metric in metrics.items()} == {
+        "word_perplexity": (25, ""), "bits_per_byte": (0.75, ""), "prompt_level_strict_acc": (50, "%")
+    }  # fmt: skip
 
 
 def test_seven_languages_give_the_average_of_table_6() -> None:

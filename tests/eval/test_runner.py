@@ -1,6 +1,7 @@
 """The runner: nothing asked twice, nothing half-written, other settings refused, same seed same bytes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,11 @@ def test_two_runs_side_by_side(tmp_path: Path, scripted: type) -> None:
     page = render(diff)
     assert "<del>0</del>" in page
     assert "<ins>never</ins>" in page
+    by_group_only = [replace(run, scores={**run.scores, "metrics": {}}) for run in (diff.before, diff.after)]
+    assert compare(*by_group_only).as_json()["better"] == ["a/1"]  # as the harness' runs are
+    without = [replace(run, records=[{**record, "scores": {}} for record in run.records]) for run in by_group_only]
+    with pytest.raises(ValueError, match="no scores of single samples"):
+        compare(*without)
     other = Task("other", "", _plan, _score, TASK.metrics)
     run_task(other, scripted(echo), tmp_path / "z", Inputs(), model="z")
     with pytest.raises(ValueError, match="ran other"):

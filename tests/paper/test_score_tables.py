@@ -91,6 +91,10 @@ def test_table_4_with_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert ["Jamba-1.5-Mini", "256K", "256K", "95.7", "95.2", "94.7", "93.8", "92.7", "89.8", "86.1", "92.6"] in words
     assert ["ours", ">8K", "91.0", "86.0", "-", "-", "-", "-", "-", "88.5"] in words
     assert any("qa_1_xquad use other texts" in line for line in lines)
+    short = summary | {"by_length": {"1024": 91.0, "2048": 86.0}}
+    short_run = write_run(tmp_path / "s", {"task": "ruler", "metrics": {}, "summary": short})
+    table_4.show(Console(width=80, markup=False, highlight=False), [run, short_run])
+    assert "…" not in capsys.readouterr().out
     other = write_run(tmp_path / "o", {"task": "bbh", "metrics": {}})
     with pytest.raises(ValueError, match="is a run of bbh"):
         table_4.as_json([other])

@@ -52,6 +52,9 @@ def test_evaluation_files_are_read_at_any_depth(tmp_path: Path) -> None:
     assert list(read_evaluation_set(path)) == ["one", "two", "three"]
     (tmp_path / "e.txt").write_text("all of it")
     assert list(read_evaluation_set(tmp_path / "e.txt")) == ["all of it"]
+    (tmp_path / "e.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"e\.txt is not text in UTF-8"):
+        list(read_evaluation_set(tmp_path / "e.txt"))
 
 
 def test_wrong_sizes_are_refused() -> None:

@@ -105,6 +105,18 @@ def test_other_settings_or_a_foreign_folder_are_refused(scripted, tmp_path: Path
     assert (tmp_path / "other" / "thesis.txt").read_text() == "precious"
 
 
+def test_a_run_that_fails_before_it_made_anything_gives_its_folder_back(tmp_path: Path) -> None:
+    class Unreadable(Doubling):
+        def prompts(self, n: int, seed: int) -> Iterator[Record]:
+            yield from super().prompts(n, seed)
+            raise ValueError("line 9 is not JSON")
+
+    with pytest.raises(ValueError, match="line 9"):
+        run_pipeline(Unreadable(), tmp_path / "out", n=2)
+    with pytest.raises(ValueError, match="needs a model"):  # so the folder was taken, with other settings
+        run_pipeline(Doubling(samples=3), tmp_path / "out", n=2)
+
+
 def test_answers_no_one_can_train_on_never_pass(scripted, tmp_path: Path) -> None:
     planted = iter(["", "<|eom|>", "As an AI language model I can't", "0"])
     outcome = run(scripted(lambda request, k: next(planted)), tmp_path / "out", n=1, samples=4)

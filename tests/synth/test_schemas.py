@@ -73,7 +73,14 @@ PLANTED_IN_FUNCTION = [
     ("parameters.properties.seating.enum", [], "function schema"),
     ("parameters.properties.seating.enum", ["inside", 3], "function schema"),
     ("parameters.properties.seating.default", "roof", "function schema"),
+    ("parameters.properties.guests.minimum", "one", "function schema"),
+    ("parameters.properties.deposit.multipleOf", 0, "function schema"),
     ("parameters.properties.restaurant.pattern", "(", "function schema"),
+    ("parameters.properties.restaurant.pattern", 3, "function schema"),
+    ("parameters.properties.restaurant.minLength", 0.5, "function schema"),
+    ("parameters.properties.date.format", ["date"], "function schema"),
+    ("parameters.properties.extras.enum", "cake", "function schema"),
+    ("parameters.properties.extras.minItems", 10**9, "function schema"),
     ("parameters.properties.extras.items", ..., "function schema"),
     ("parameters.properties.extras.items", DEEP, "function schema"),
     ("parameters.properties.contact.properties.email", "text", "function schema"),
@@ -144,6 +151,22 @@ def test_assignments_are_valid_different_and_repeatable() -> None:
         assert len({json.dumps(a, sort_keys=True) for a in found}) == len(found) == 6
         assert all(wrong_arguments(arguments, function) is None for arguments in found)
         assert found == sample_assignments(function, random.Random(1), 6)
+
+
+@pytest.mark.parametrize(
+    ("schema", "n"),
+    [
+        ({"type": "integer", "maximum": -3}, 6),
+        ({"type": "integer", "minimum": 0.5, "maximum": 1.5}, 1),
+        ({"type": "integer", "minimum": 1, "maximum": 3, "multipleOf": 5}, 0),
+        ({"type": "number", "maximum": 0}, 6),
+        ({"type": "number", "minimum": 0, "maximum": 2, "multipleOf": 0.5}, 5),
+    ],
+)
+def test_numbers_fit_any_bounds(schema: dict, n: int) -> None:
+    function = changed("parameters", {"type": "object", "properties": {"part": schema}, "required": ["part"]})
+    assert wrong_function(function) is None
+    assert len(sample_assignments(function, random.Random(1), 6)) == n
 
 
 def test_tools_run_and_always_give_the_same() -> None:
@@ -221,4 +244,13 @@ def test_swagger_2_json_schema_openai_and_glaive_are_read(tmp_path: Path) -> Non
 def test_files_without_functions_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=r"x\.json"):
+        read_functions(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    "paths", [[], {"/x": 3}, {"/x": {"get": []}}, {"/x": {"get": {"parameters": [{"in": "query"}]}}}]
+)
+def test_what_is_no_openapi_is_named(paths: Any, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({"paths": paths}))
+    with pytest.raises(ValueError, match=r"x\.json is no OpenAPI document"):
         read_functions(tmp_path / "x.json")

@@ -8,7 +8,7 @@ import pytest
 from plait.data import IGNORE, Loader, TokenShards, default_corpus, evaluation_batches, open_shards
 from plait.synth.decontaminate import Decontaminator
 from plait.synth.record import Record, from_chat, write_jsonl
-from plait.synth.sft import MixPart, Side, encode_chat, write_sft
+from plait.synth.sft import MixPart, Side, encode_chat, mixed, write_sft
 from plait.text import ChatTemplate, Tokenizer, train_tokenizer
 
 CALL = {"id": "call_0", "type": "function", "function": {"name": "f", "arguments": '{"a": [1, "é"]}'}}
@@ -104,6 +104,7 @@ def test_shards_and_mask_fit_and_load(tokenizer, template, tmp_path: Path) -> No
     assert report["left_out"] == {"not a conversation": 1, "refused by the template": 1}
     assert sum(p["learned_tokens"] for p in report["parts"]) == mask.sum()
     assert sum(p["tokens"] for p in report["parts"]) == shards.n_tokens
+    assert shards.metadata.sources[0].n_characters > 4 * sum(len(turn["content"]) for turn in CHAT.messages)
 
 
 def test_packed_labels_are_the_next_tokens_of_the_assistant_and_no_others(tokenizer, template, tmp_path: Path) -> None:
@@ -203,9 +204,54 @@ def test_every_conversation_is_on_one_side(tokenizer, template, tmp_path: Path) 
         Side(1, held_out=True)
 
 
+def with_call(call: object) -> dict:
+    return {"messages": [{"role": "assistant", "tool_calls": call}]}
+
+
 @pytest.mark.parametrize(
-    "line", [{}, {"messages": []}, {"messages": ["a"]}, {"messages": [{"role": "user"}], "tools": "["}]
+    "line",
+    [
+        {},
+        [1],
+        {"messages": []},
+        {"messages": ["a"]},
+        {"messages": [{"role": "user"}], "tools": "["},
+        {"messages": [{"role": "user"}], "tools": [3]},
+        {"messages": [{"role": "user"}], "documents": 3},
+        {"messages": [{"role": "user"}], "knobs": [1]},
+        {"messages": [{"role": "user"}], "provenance": {"facts": 3}},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]},
+        with_call(3),
+        with_call([{"name": "f", "arguments": "{}"}]),
+        with_call([{"function": {"arguments": "{}"}}]),
+        with_call([{"function": {"name": "f", "arguments": "{oops"}}]),
+        with_call([{"function": {"name": "f", "arguments": "[1]"}}]),
+    ],
 )
-def test_lines_that_are_no_chat_are_refused(line: dict) -> None:
+def test_lines_that_are_no_chat_are_refused(line: object, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="chat record"):
         from_chat(line)
+    write_jsonl([CHAT.chat(), line], tmp_path / "chats.jsonl")
+    with pytest.raises(ValueError, match=r"chats\.jsonl, record 2: "):
+        list(mixed([MixPart(tmp_path / "chats.jsonl")], 0))
+
+
+def test_arguments_may_be_objects() -> None:
+    given = {"id": "call_0", "type": "function", "function": {"name": "f", "arguments": {"a": [1, "é"]}}}
+    assert from_chat(with_call([given])).messages[0]["tool_calls"] == [CALL]
+    given["function"] = {"name": "f"}
+    assert from_chat(with_call([given])).messages[0]["tool_calls"][0]["function"]["arguments"] == "{}"
+
+
+def test_a_mix_of_which_nothing_is_left_says_why(tokenizer, template, tmp_path: Path) -> None:
+    write_jsonl([replace(CHAT, messages=CHAT.messages[:1]).chat()] * 2, tmp_path / "c.jsonl")
+    with pytest.raises(ValueError, match=r"no conversation is left: not a conversation \(2\)"):
+        write_sft([MixPart(tmp_path / "c.jsonl")], tokenizer, template, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["c.jsonl"]
+
+
+def test_a_template_without_bos_is_refused(tokenizer, tmp_path: Path) -> None:
+    write_jsonl([CHAT.chat()], tmp_path / "c.jsonl")
+    template = ChatTemplate("{% for m in messages %}<|bom|>{{ m.content }}<|eom|>{% endfor %}")
+    with pytest.raises(ValueError, match="must begin with the beginning-of-text token"):
+        write_sft([MixPart(tmp_path / "c.jsonl")], tokenizer, template, tmp_path / "out")

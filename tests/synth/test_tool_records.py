@@ -96,6 +96,15 @@ def test_apostrophes_and_escapes_in_quoted_arguments() -> None:
     assert call_of('{"name": "f", "arguments": {"a": [1]}}') == {"name": "f", "arguments": '{"a": [1]}'}
 
 
+@pytest.mark.parametrize(
+    ("content", "says"), [(b"oops", "is not JSON"), (b"\xff", "is not JSON"), (b"3", "record 0 must")]
+)
+def test_a_file_that_is_no_list_of_records_is_named(content: bytes, says: str, run, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x\.json.*{says}"):
+        run(ToolRecords(tmp_path / "x.json"))
+
+
 def test_files_of_something_else_are_refused(run, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"record 0 must have the texts `system` and `chat`"):
         run(skill(tmp_path, {"messages": []}), n=1)

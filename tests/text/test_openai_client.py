@@ -17,6 +17,8 @@ class Server:
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict, str | None]] = []
         self.failures = 0
+        self.page = b""  # what a server of something else says
+        self.arguments = '{"a": 1}'
 
     def logprob(self, token: int) -> float:
         return -0.5 if token % 2 == 0 else -2.0
@@ -27,7 +29,7 @@ class Server:
         if path == "/v1/chat/completions":
             message = {"content": body["messages"][-1]["content"].upper()}
             if body.get("tools"):
-                message = {"content": None, "tool_calls": [{"function": {"name": "f", "arguments": '{"a": 1}'}}]}
+                message = {"content": None, "tool_calls": [{"function": {"name": "f", "arguments": self.arguments}}]}
             return {
                 "choices": [{"message": message, "finish_reason": "stop"}],
                 "usage": {"prompt_tokens": 3, "completion_tokens": 2},
@@ -64,7 +66,7 @@ def server() -> Iterator[tuple[Server, str]]:
                 code, content = 503, {"error": "busy"}
             elif body.get("model") == "wrong":
                 code, content = 404, {"error": "no such model"}
-            data = json.dumps(content or state.answer(self.path, body)).encode()
+            data = state.page or json.dumps(content or state.answer(self.path, body)).encode()
             self.send_response(code)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -117,6 +119,10 @@ def test_tool_calls_come_back_as_in_process(server: tuple[Server, str]) -> None:
     text = OpenAIClient(server[1], model="m").generate([request])[0].text
     call = parse_tool_calls(text).tool_calls[0]
     assert (call.name, json.loads(call.arguments)) == ("f", {"a": 1})
+    server[0].arguments = '{"a": '
+    text = OpenAIClient(server[1], model="m").generate([request])[0].text
+    assert '{\\"a\\": ' in text
+    assert not parse_tool_calls(text).tool_calls
 
 
 def test_scores_are_sums_over_the_continuation(server: tuple[Server, str], compact: Tokenizer) -> None:
@@ -158,3 +164,23 @@ def test_errors_name_the_address_and_what_was_said(server: tuple[Server, str]) -
         OpenAIClient(server[1], model="wrong").generate([GenerationRequest(prompt="x")])
     with pytest.raises(OSError, match="can't be reached"):
         OpenAIClient("http://127.0.0.1:9", model="m", n_retries=0).generate([GenerationRequest(prompt="x")])
+
+
+@pytest.mark.parametrize("page", [b"<html>Welcome</html>", b"[]", b"{}", b'{"data": 3, "choices": null}'])
+def test_another_kind_of_server_is_named(page: bytes, server: tuple[Server, str]) -> None:
+    server[0].page = page
+    with pytest.raises(ValueError, match=r"/v1/models doesn't answer as OpenAI's API does, with 'data'"):
+        OpenAIClient(server[1])
+    with pytest.raises(ValueError, match=r"/v1/completions doesn't answer as OpenAI's API does, with 'choices'"):
+        OpenAIClient(server[1], model="m").generate([GenerationRequest(prompt="x")])
+
+
+def test_what_is_no_address_is_said_so() -> None:
+    with pytest.raises(ValueError, match="http://host:port/v1 is no address"):
+        OpenAIClient("http://host:port/v1", model="m").generate([GenerationRequest(prompt="x")])
+
+
+def test_log_probabilities_with_gaps_are_refused(server: tuple[Server, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server[0], "logprob", lambda token: None)
+    with pytest.raises(ValueError, match="leaves out log-probabilities"):
+        OpenAIClient(server[1], model="m").loglikelihood([ScoreRequest("ab", "cd")])
