@@ -164,13 +164,30 @@ def run_transformers(folder: str, prompts: list[int], new_tokens: int) -> dict[s
     return found
 
 
+def run_compiled(folder: str, prompts: list[int], new_tokens: int) -> dict[str, float]:
+    """transformers through torch.compile, the first prompt length only: another one compiles anew, for minutes."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, use_mamba_kernels=False)
+    compiled = torch.compile(model)
+    ids = torch.randint(0, VOCAB, (1, prompts[0]))
+    begin = time.perf_counter()
+    with torch.inference_mode():
+        compiled(ids, use_cache=False, logits_to_keep=1)
+        found = {"compile_s": time.perf_counter() - begin}
+        seconds = measured(lambda: compiled(ids, use_cache=False, logits_to_keep=1), 3)
+    return found | {f"prefill {prompts[0]}": prompts[0] / seconds}
+
+
 def run_here(program: str, folder: str, prompts: list[int], new_tokens: int, threads: int) -> None:
     """Print one JSON object: what a program in this process did."""
     import torch
 
     torch.set_num_threads(threads)
     with torch.no_grad():
-        found = {"plait": run_plait, "transformers": run_transformers}[program](folder, prompts, new_tokens)
+        run = {"plait": run_plait, "transformers": run_transformers, "compiled": run_compiled}[program]
+        found = run(folder, prompts, new_tokens)
     found["peak_mib"] = int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024
     print(json.dumps(found))
 
@@ -210,6 +227,18 @@ def llama_row(model: Path, options: argparse.Namespace) -> dict[str, float]:
     return found | {"peak_mib": peak}
 
 
+def read_afresh(file: Path) -> None:
+    """Let the system forget a file that it keeps in memory and read it again, as after a boot: what was read lies in
+    larger pages than what was written, and decoding from those is a tenth faster. Linux only.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            while opened.read(1 << 24):
+                pass
+
+
 def convert(folder: Path, kind: str, converter: Path) -> Path:
     """The GGUF file of the bf16 checkpoint, as llama.cpp's converter writes it from our folder."""
     target = folder / f"{kind}.gguf"
@@ -225,6 +254,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/cpu_rivals"), help="where models are kept")
     parser.add_argument("--llama", type=Path, help="the bin folder of a llama.cpp build")
     parser.add_argument("--converter", type=Path, help="llama.cpp's convert_hf_to_gguf.py")
+    parser.add_argument("--compiled", action="store_true", help="transformers through torch.compile too (minutes)")
     parser.add_argument("--only", nargs="*", help="these rows (a part of their names)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -249,12 +279,16 @@ def main() -> None:
         "plait int8 a8": lambda: python_row("plait", folder / "int8", options, PLAIT_OPS=ROUNDED),
         "transformers bf16": lambda: python_row("transformers", folder / "bf16", options),
     }
+    if options.compiled:
+        rows["transformers bf16, compiled"] = lambda: python_row("compiled", folder / "bf16", options)
     if options.llama:
         for kind in ("bf16", "q8_0"):
             gguf = convert(folder, kind, options.converter)
             rows[f"llama.cpp {kind}"] = lambda gguf=gguf: llama_row(gguf, options)  # type: ignore[misc]
     if options.only:
         rows = {name: row for name, row in rows.items() if any(part in name for part in options.only)}
+    for file in (*folder.glob("*/*.safetensors"), *folder.glob("*.gguf")):
+        read_afresh(file)
     results: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
     for _ in range(options.rounds):
         for name, row in rows.items():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from plait.ops.causal_conv1d import causal_conv1d_update
 from plait.ops.linear import linear
+from plait.ops.linear.triton import _few_tokens
 from plait.ops.rms_norm import rms_norm_sections
 from plait.ops.selective_scan import selective_scan_step, selective_scan_update
 
@@ -120,14 +121,41 @@ def difference(mixer: Mixer) -> float:
     return ((y - expected).norm() / expected.norm()).item()
 
 
+def time_cuts() -> None:
+    mixers = [Mixer(int8=True) for _ in range(LAYERS)]
+    x, u = (torch.randn(1, d, device="cuda").bfloat16() for d in (D_MODEL, D_INNER))
+    for name, given, which in (("in_proj", x, 0), ("out_proj", u, 1)):
+        expected = given.float() @ (getattr(mixers[0], name).float() * mixers[0].scales[which][:, None]).T  # type: ignore[index]
+        for cut in (None, (4, 8), (2, 4), (2, 8), (2, 2), (1, 4), (1, 2), (1, 1)):
+
+            def run(mixer: Mixer) -> Tensor:
+                return _few_tokens(given, getattr(mixer, name), mixer.scales[which], cut=cut)  # noqa: B023
+
+            error = ((run(mixers[0]).float() - expected).norm() / expected.norm()).item()
+            us, spread = per_layer_us(run, mixers)
+            line = {
+                "part": name,
+                "cut": cut,
+                "us": round(us, 2),
+                "spread_us": round(spread, 2),
+                "error": round(error, 5),
+            }
+            print(json.dumps(line), flush=True)
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=lambda s: [int(n) for n in s.split(",")], default=[1, 2, 4])
-    tokens_tried = parser.parse_args().tokens
+    parser.add_argument("--cuts", action="store_true", help="only the int8 products, over rows and warps of a program")
+    args = parser.parse_args()
+    tokens_tried = args.tokens
     print(
         json.dumps({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__})
     )
+    if args.cuts:
+        time_cuts()
+        return
     for int8 in (False, True):
         mixers = [Mixer(int8) for _ in range(LAYERS)]
         if not int8:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import collections
+import cProfile
 import json
+import pstats
 import statistics
 import time
 from dataclasses import replace
@@ -25,6 +27,7 @@ from plait.config import presets
 from plait.model.layout import Layout, Segment
 from plait.model.network import LanguageModel
 from plait.model.state import State
+from plait.model.warm_up import warm_up
 
 
 def one_prefill(model: LanguageModel, state: State, tokens: int) -> None:
@@ -74,14 +77,26 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=lambda s: [int(n) for n in s.split(",")], default=[1024, 1000, 2000, 8192])
     parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--warm-up", type=int, metavar="TOKENS", help="first what an engine runs at its start, timed")
+    parser.add_argument("--host", action="store_true", help="also where the host's time goes at the first token count")
     args = parser.parse_args()
     config = replace(presets["jamba-1.5-mini"], n_layers=args.layers)
     with torch.inference_mode():
         model = dummy_model(config, "cuda", torch.bfloat16, quantize="experts_int8")
-        n_pages = max(args.tokens) // 16 + 2
+        n_pages = max([*args.tokens, args.warm_up or 0]) // 16 + 2
         state = State.empty(config, n_slots=2, n_pages=n_pages, dtype=model.dtype, device=torch.device("cuda"))
+        if args.warm_up:
+            started = time.perf_counter()
+            warm_up(model, state, args.warm_up)
+            torch.cuda.synchronize()
+            print(json.dumps({"warm_up": args.warm_up, "s": round(time.perf_counter() - started, 2)}), flush=True)
         for tokens in args.tokens:
             print(json.dumps(measured(model, state, tokens)), flush=True)
+        if args.host:
+            with cProfile.Profile() as profiled:
+                for _ in range(20):
+                    wall_ms(model, state, args.tokens[0])
+            pstats.Stats(profiled).sort_stats("tottime").print_stats(45)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,12 @@ from typing import Literal
 from plait.config import ModelConfig
 
 Dtype = Literal["float32", "bfloat16", "float16", "int8", "fp8"]
-Level = Literal["bf16", "int8_experts", "int8_experts_mlp"]
+Level = Literal["bf16", "int8_experts", "int8_experts_mlp", "int8_experts_mlp_mixers", "int8_experts_mlp_mixers_head"]
 
 LEVELS: tuple[Level, ...] = ("bf16", "int8_experts", "int8_experts_mlp")
 """How far weights are quantized: not at all; experts only; experts and dense MLPs, as the paper does (section 3.1)."""
+FURTHER_LEVELS: tuple[Level, ...] = ("int8_experts_mlp_mixers", "int8_experts_mlp_mixers_head")
+"""Beyond the paper: the large projections of the mixers too, and then the head (a tied one is the embedding)."""
 
 RESERVE_BYTES = 4 * 2**30
 """Kept free on each GPU: driver context and libraries (about 1 GiB), allocator slack, and the activations of a prefill
@@ -218,11 +220,16 @@ def _in_proj_width(config: ModelConfig) -> int:
 
 def _mamba_projections(config: ModelConfig) -> int:
     """Weights of one mixer's matrix products."""
-    outer = config.d_model * (_in_proj_width(config) + config.d_inner)
+    outer = _mamba_outer(config)
     if config.mamba_kind == "mamba2":
         return outer
     x_proj, dt_proj = config.d_inner * (config.dt_rank + 2 * config.d_state), config.d_inner * config.dt_rank
     return outer + x_proj + dt_proj
+
+
+def _mamba_outer(config: ModelConfig) -> int:
+    """Weights of in_proj and out_proj of one mixer."""
+    return config.d_model * (_in_proj_width(config) + config.d_inner)
 
 
 def kv_bytes(config: ModelConfig, context: int, dtype: Dtype = "bfloat16") -> int:
@@ -240,13 +247,12 @@ def recurrent_bytes(config: ModelConfig, dtype: Dtype = "bfloat16") -> int:
 
 def weight_bytes(config: ModelConfig, level: Level) -> int:
     """Stored weights: quantized ones at one byte, all others (A_log and D too) at two. `scale_bytes` come on top."""
-    params = parameters(config)
-    return 2 * params.total - _quantized(params, level)
+    return 2 * parameters(config).total - round(_int8(config, level)[0])
 
 
 def scale_bytes(config: ModelConfig, level: Level) -> int:
-    """The fp32 scales of ExpertsInt8, one for each output row of gate, up and down (section 3.1)."""
-    return _scale_bytes(config, parameters(config), level)
+    """The fp32 scales of ExpertsInt8, one for each output row of a quantized matrix (section 3.1)."""
+    return round(_int8(config, level)[1]) * _width("float32")
 
 
 def decode_bytes(config: ModelConfig, context: int, level: Level) -> int:
@@ -269,27 +275,32 @@ def decode_step_bytes(config: ModelConfig, context: int, level: Level, batch: in
     active = active_parameters(config)
     experts = config.n_moe_layers * mlp_parameters(config) * touched
     fixed = active.total - active.experts - active.embeddings - active.head + config.vocab_size * config.d_model
-    weights = 2 * (fixed + experts)
-    quantized = {"bf16": 0.0, "int8_experts": experts, "int8_experts_mlp": experts + active.mlp}
-    if level not in quantized:
-        raise ValueError(f"level={level!r} must be one of {', '.join(quantized)}")
-    n_scaled = quantized[level] / mlp_parameters(config)
-    scales = n_scaled * (2 * config.d_ff + config.d_model) * _width("float32") - quantized[level]
-    rows = batch * 2 * config.d_model
-    return weights + scales + rows + batch * (kv_bytes(config, context) + recurrent_bytes(config))
+    int8, int8_rows = _int8(config, level, touched)
+    weights = 2 * (fixed + experts) - int8 + int8_rows * _width("float32")
+    looked_up = batch * 2 * config.d_model
+    return weights + looked_up + batch * (kv_bytes(config, context) + recurrent_bytes(config))
 
 
-def _quantized(params: Parameters, level: Level) -> int:
-    """How many of `params` are int8 at a level."""
-    quantized = {"bf16": 0, "int8_experts": params.experts, "int8_experts_mlp": params.experts + params.mlp}
-    if level not in quantized:
-        raise ValueError(f"level={level!r} must be one of {', '.join(quantized)}")
-    return quantized[level]
-
-
-def _scale_bytes(config: ModelConfig, params: Parameters, level: Level) -> int:
-    n_ffn = _quantized(params, level) // mlp_parameters(config)
-    return n_ffn * (2 * config.d_ff + config.d_model) * _width("float32")
+def _int8(config: ModelConfig, level: Level, n_experts: float | None = None) -> tuple[float, float]:
+    """Weights that are int8 at a level, and the rows they lie in; of each mixture's experts, all or n_experts."""
+    levels = (*LEVELS, *FURTHER_LEVELS)
+    if level not in levels:
+        raise ValueError(f"level={level!r} must be one of {', '.join(levels)}")
+    n_stacked = config.n_moe_layers * (config.n_experts if n_experts is None else n_experts)
+    n_mlps = config.n_layers - config.n_moe_layers
+    ffn, ffn_rows = mlp_parameters(config), 2 * config.d_ff + config.d_model
+    mixers = config.n_mamba_layers * _mamba_outer(config) + config.n_attention_layers * attention_parameters(config)
+    mixer_rows = config.n_mamba_layers * (_in_proj_width(config) + config.d_model)
+    attention_rows = config.d_head * (config.n_heads + 2 * config.n_kv_heads) + config.d_model
+    added = (
+        (0, 0),
+        (n_stacked * ffn, n_stacked * ffn_rows),
+        (n_mlps * ffn, n_mlps * ffn_rows),
+        (mixers, mixer_rows + config.n_attention_layers * attention_rows),
+        (config.vocab_size * config.d_model, config.vocab_size),
+    )
+    taken = added[: levels.index(level) + 1]
+    return sum(weights for weights, _ in taken), sum(rows for _, rows in taken)
 
 
 def decode_flops(config: ModelConfig, context: int) -> int:
@@ -416,9 +427,9 @@ def footprint(
         if size < 1:
             raise ValueError(f"{name}={size} must be at least 1")
     params, kv_dtype, width = parameters(config), kv_dtype or dtype, _width(dtype)
-    quantized = _quantized(params, level)
+    quantized = round(_int8(config, level)[0])
     scan = config.d_inner * (config.d_state + 2) if config.mamba_kind == "mamba" else 3 * config.n_ssm_heads
-    weights = width * (params.total - quantized) + quantized + _scale_bytes(config, params, level)
+    weights = width * (params.total - quantized) + quantized + scale_bytes(config, level)
     weights += config.n_mamba_layers * scan * (_width("float32") - width)
     kv = kv_bytes(config, page_size, kv_dtype)
     if kv_dtype == "int8":  # a scale for each token and head

@@ -10,6 +10,7 @@ import pytest
 
 import plait
 from plait.cli import main
+from plait.cli.screen import console
 from plait.config import presets
 from plait.model.checkpoint import config_to_public
 
@@ -156,6 +157,28 @@ def test_what_goes_wrong_in_a_folder_is_one_line(
     monkeypatch.setenv("PLAIT_TRACEBACK", "1")
     with pytest.raises(type(error)):
         main(["account", str(tmp_path)])
+
+
+@pytest.mark.parametrize("error", [MemoryError("300 GiB"), RuntimeError("can't allocate memory: 300 GiB")])
+def test_too_little_memory_is_one_line_and_other_bugs_keep_their_traceback(
+    error: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_config(folder: Path) -> None:
+        raise error
+
+    monkeypatch.setattr("plait.model.checkpoint.read_config", read_config)
+    assert main(["account", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"plait account: out of memory: {error}\n"
+    error = RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["account", str(tmp_path)])
+
+
+def test_a_pipe_has_room_for_wide_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert console().width == 120
+    monkeypatch.setenv("COLUMNS", "60")
+    assert console().width == 60
 
 
 def test_an_unknown_preset_lists_close_ones(capsys: pytest.CaptureFixture[str]) -> None:

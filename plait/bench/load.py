@@ -151,8 +151,10 @@ async def load_url(
 ) -> list[Answered]:
     """Send a load to an OpenAI-compatible server as streamed completions of token ids that ignore end tokens.
 
-    `done` is told how many requests have ended. What fails is in the result, never raised.
+    `url` ends before /v1 or with it. `done` is told how many requests have ended. What fails is in the result, never
+    raised.
     """
+    url = url.rstrip("/").removesuffix("/v1") + "/v1"
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     prompts, starts = load.prompts(vocab_size), load.starts()
@@ -179,7 +181,7 @@ async def _answered(client: httpx.AsyncClient, url: str, model: str, prompt: lis
             "ignore_eos": True, "stream_options": {"include_usage": True}}  # fmt: skip
     answered = Answered(time.perf_counter())
     try:
-        async with client.stream("POST", url.rstrip("/") + "/completions", json=body) as response:
+        async with client.stream("POST", url + "/completions", json=body) as response:
             if response.status_code != 200:
                 text = (await response.aread()).decode(errors="replace")
                 answered.error = f"HTTP {response.status_code}: {text[:300]}"

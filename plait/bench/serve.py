@@ -15,16 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from plait.accounting import Level, decode_step_bytes, prefill_flops
+from plait.accounting import prefill_flops
 from plait.bench.load import Answered, Figures, Load, figures, load_url
 from plait.bench.ops import _times, copy_bandwidth
+from plait.bench.step_bytes import step_bytes
 from plait.config import ModelConfig
+from plait.model import quantization_config
+from plait.model.quantized import DTYPES
 from plait.serve.request import Request
 from plait.text import SamplingParams
 
 if TYPE_CHECKING:
     from plait.model.network import LanguageModel
     from plait.serve.engine import Engine
+    from plait.serve.remote import RemoteEngine
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Point:
     planning_share: float | None = None  # of a step's time, that planning and bookkeeping take
 
 
-def bench_engine(engine: Engine, load: Load, vocab_size: int) -> list[Answered]:
+def bench_engine(engine: Engine | RemoteEngine, load: Load, vocab_size: int) -> list[Answered]:
     """Run a load through an engine in this process. Raises ValueError for one with a rate: that needs a server."""
     if load.concurrency is None:
         raise ValueError("an engine in this process takes a concurrency; a rate needs a server's --url")
@@ -78,21 +82,14 @@ def bench_engine(engine: Engine, load: Load, vocab_size: int) -> list[Answered]:
 
 
 def bench_points(
-    engine: Engine,
-    config: ModelConfig,
-    loads: Sequence[Load],
-    *,
-    machine: Machine,
-    level: Level,
-    device: torch.device,
+    engine: Engine, model: LanguageModel, loads: Sequence[Load], *, machine: Machine, device: torch.device
 ) -> Iterator[Point]:
-    """A point for each load, each after a short run of the same shape that warms up."""
+    """A point for each load of the engine that runs the model, each after a short run of the same shape that warms
+    up.
+    """
+    config = model.config
     for load in loads:
-        assert load.concurrency is not None
-        n_warm = min(load.n_requests, load.concurrency)
-        bench_engine(
-            engine, replace(load, n_requests=n_warm, new_tokens=min(4, load.new_tokens), seed=-1), config.vocab_size
-        )
+        _warm_up(engine, load, config.vocab_size)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         clock = PlanningClock(engine)
@@ -102,22 +99,35 @@ def bench_points(
             load,
             result,
             prefill_share=_prefill_share(config, load, result, machine),
-            decode_share=_decode_share(config, load, result, machine, level),
+            decode_share=_decode_share(model, load, result, machine),
             peak_bytes=_peak_bytes(device),
             planning_share=clock.share,
         )
 
 
-def level_of(model: LanguageModel) -> Level:
-    """How far a model's weights are quantized, as accounting counts it."""
-    quantized = {
-        kind.ffn
-        for kind, ffn in zip(model.config.layer_kinds(), model.feed_forwards(), strict=True)
-        if ffn.is_quantized
-    }
-    if "moe" not in quantized and model.config.n_moe_layers:
-        return "bf16"
-    return "int8_experts_mlp" if "mlp" in quantized else "int8_experts" if quantized else "bf16"
+def bench_shared(engine: RemoteEngine, loads: Sequence[Load], vocab_size: int) -> Iterator[Point]:
+    """A point for each load of an engine in other processes, which share the model: times only."""
+    for load in loads:
+        _warm_up(engine, load, vocab_size)
+        yield Point(load, figures(load, bench_engine(engine, load, vocab_size)))
+
+
+def _warm_up(engine: Engine | RemoteEngine, load: Load, vocab_size: int) -> None:
+    assert load.concurrency is not None
+    n_warm = min(load.n_requests, load.concurrency)
+    bench_engine(engine, replace(load, n_requests=n_warm, new_tokens=min(4, load.new_tokens), seed=-1), vocab_size)
+
+
+def weights_of(model: LanguageModel) -> str:
+    """How a model's weights are kept: the dtype, or format and level as accounting calls them (int8_experts_mlp)."""
+    level = quantization_config.level_of(model)
+    if level is None:
+        return str(model.dtype).removeprefix("torch.")
+    values = next(m.values for m in quantization_config.matrices(model) if m.scale is not None)
+    kinds = {dtype: kind for kind, dtype in DTYPES.items()} | {torch.uint8: "int8"}  # uint8: laid out for a kernel
+    head = model.embed if model.head is None else model.head
+    parts = (kinds[values.dtype], *level.split("+"), *(["head"] if head.weight_scale is not None else []))
+    return "_".join(parts)
 
 
 class PlanningClock:
@@ -156,12 +166,12 @@ def _prefill_share(config: ModelConfig, load: Load, result: Figures, machine: Ma
     )
 
 
-def _decode_share(config: ModelConfig, load: Load, result: Figures, machine: Machine, level: Level) -> float | None:
+def _decode_share(model: LanguageModel, load: Load, result: Figures, machine: Machine) -> float | None:
     if not result.decode_tokens_per_s or load.concurrency is None:
         return None
     batch = min(load.concurrency, load.n_requests)
     context = load.prompt_tokens + load.new_tokens // 2
-    floor = decode_step_bytes(config, context, level, batch) / machine.bandwidth
+    floor = step_bytes(model, context, batch) / machine.bandwidth
     return floor * result.decode_tokens_per_s / batch
 
 

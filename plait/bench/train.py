@@ -7,6 +7,7 @@ are random tokens, one document each. The model is a named shape or what account
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -20,13 +21,15 @@ from plait.accounting import account, count_parameters, training_flops
 from plait.config import ModelConfig
 from plait.data.loader import Batch
 from plait.model.network import LanguageModel
+from plait.parallel.mesh import Mesh, ParallelConfig
 from plait.parallel.placement import placements
-from plait.parallel.plan import Plan
-from plait.train.config import OptimConfig, TrainConfig
+from plait.parallel.plan import Plan, parallelize
+from plait.train.config import LossConfig, OptimConfig, TrainConfig
 from plait.train.graphed import Graphs
 from plait.train.optimizer import AnyOptimizer, make_optimizer
+from plait.train.processes import joined
 from plait.train.recompute import recompute
-from plait.train.step import gradients, train_step
+from plait.train.step import train_step, whole_step
 from plait.train.utilization import peak_flops
 
 BYTES_PER_PARAMETER = {"float32": 16, "bfloat16": 16, "bfloat16_weights": 8}  # parameters, gradients, two moments
@@ -44,22 +47,31 @@ SHAPES: dict[str, ModelConfig] = {
 }  # fmt: skip
 
 
+AXES = ("dp_replicate", "cp", "tp", "ep")
+
+
 @dataclass(frozen=True)
 class Case:
     """What is timed: `batch` rows of `seq` tokens a step, in `accumulate` passes."""
 
     model: str  # of SHAPES, or "fill"
-    batch: int
+    batch: int  # of all processes
     seq: int
     accumulate: int = 1
     recompute: str = "none"
+    rescan: int = 0
     precision: str = "bfloat16_weights"
+    activation: float = 0.0  # alpha of paper section 3.2
     graph: bool = False  # steps as one CUDA graph
+    dp_replicate: int = 1
+    cp: int = 1
+    tp: int = 1
+    ep: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Case:
-        """`jamba-1.8b:4x2048`, and after further colons accumulate=2, recompute=selective, precision=bfloat16, graph.
-        ValueError for anything else.
+        """`jamba-1.8b:4x2048`, and after further colons accumulate=2, recompute=light, precision=bfloat16, graph, and
+        of several processes ep=2, tp=2, cp=2, dp_replicate=2. ValueError for anything else.
         """
         name, *rest = text.split(":")
         if name not in (*SHAPES, "fill"):
@@ -69,12 +81,16 @@ class Case:
         if not (times and rows.isdecimal() and seq.isdecimal()):
             raise ValueError(f"{text!r} must be SHAPE:ROWSxTOKENS, such as jamba-1.8b:4x2048")
         values: dict[str, Any] = dict(setting.partition("=")[::2] for setting in settings)
-        if unknown := values.keys() - {"accumulate", "recompute", "precision", "graph"}:
-            raise ValueError(f"{text!r}: {unknown.pop()!r} must be accumulate, recompute, precision or graph")
+        numbers = ("accumulate", "rescan", *AXES)
+        if unknown := values.keys() - {*numbers, "recompute", "precision", "activation", "graph"}:
+            raise ValueError(
+                f"{text!r}: {unknown.pop()!r} must be {', '.join(numbers)}, recompute, precision, activation, graph"
+            )
         if "graph" in values:
             values["graph"] = True
-        if "accumulate" in values:
-            values["accumulate"] = int(values["accumulate"])
+        if "activation" in values:
+            values["activation"] = float(values["activation"])
+        values |= {name: int(values[name]) for name in numbers if name in values}
         return cls(name, int(rows), int(seq), **values)
 
 
@@ -87,21 +103,24 @@ class Timing:
     active_parameters: int
     d_model: int
     n_layers: int
+    processes: int = 1
     step_ms: float | None = None  # the median
     spread_ms: float | None = None  # from the first quartile to the third
     tokens_per_second: float | None = None
-    mfu: float | None = None  # of the data sheet's peak; what is recomputed doesn't count
+    mfu: float | None = None  # of the data sheet's peak of all processes' devices; what is recomputed doesn't count
     peak_gib: float | None = None
     loss: float | None = None
     failed: str | None = None
 
 
 def shape_of(case: Case, device: torch.device) -> ModelConfig:
-    """The named shape, or the widest Jamba block that leaves the device room for a pass's activations."""
+    """The named shape, or the widest Jamba block that leaves one device room for its share of a pass's activations (and
+    all of the weights, so that one process and several train the same model).
+    """
     if case.model != "fill":
         return SHAPES[case.model]
     total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 2**33
-    tokens = case.batch * case.seq // case.accumulate
+    tokens = case.batch * case.seq // case.accumulate // world()
     found = None
     for width in range(256, 8192, 256):
         config = jamba_shape(width)
@@ -138,11 +157,14 @@ def training_bytes(config: ModelConfig, tokens: int, precision: str, *, recomput
 
 def time_case(case: Case, device: torch.device, *, warmup: int = 3, steps: int = 8, profile: bool = False) -> Timing:
     """Times `steps` steps after `warmup`. A case that doesn't run says why in `failed`."""
-    settings: dict[str, Any] = {"precision": case.precision, "recompute": case.recompute}
+    settings: dict[str, Any] = {"precision": case.precision, "recompute": case.recompute, "rescan": case.rescan}
+    parallel = ParallelConfig(dp_shard=0, **{name: getattr(case, name) for name in AXES})
     config = TrainConfig(
         name=case.model,
         model=shape_of(case, device),
+        parallel=parallel,
         optim=OptimConfig(lr=1e-4, warmup_steps=1),
+        losses=LossConfig(activation=case.activation),
         cuda_graph=case.graph,
         seq=case.seq,
         batch=case.batch,
@@ -155,8 +177,9 @@ def time_case(case: Case, device: torch.device, *, warmup: int = 3, steps: int =
         "d_model": config.model.d_model, "n_layers": config.model.n_layers,
     }  # fmt: skip
     try:
-        found: dict[str, Any] = _measured(config, device, warmup, steps, profile)
-        return Timing(**shape, **found)
+        with joined(config, device) as mesh:
+            found: dict[str, Any] = _measured(config, device, mesh, warmup, steps, profile)
+        return Timing(**shape, processes=world(), **found)
     except (RuntimeError, ValueError) as error:  # out of memory among them
         return Timing(**shape, failed=f"{type(error).__name__}: {str(error).splitlines()[0]}")
     finally:
@@ -165,11 +188,19 @@ def time_case(case: Case, device: torch.device, *, warmup: int = 3, steps: int =
             torch.cuda.empty_cache()
 
 
-def _measured(config: TrainConfig, device: torch.device, warmup: int, steps: int, profile: bool) -> dict[str, float]:
-    model, optimizer = _ready(config, device)
-    plan = Plan(table=placements(config.model))
-    batches = _batches(config)
-    graphs = Graphs(model, lambda cuts: gradients(cuts, model, config, device, plan)) if config.cuda_graph else None
+def world() -> int:
+    """How many processes torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _measured(
+    config: TrainConfig, device: torch.device, mesh: Mesh | None, warmup: int, steps: int, profile: bool
+) -> dict[str, float]:
+    model, optimizer, plan = _ready(config, device, mesh)
+    batches = _batches(config, plan)
+    graphs = None
+    if config.cuda_graph:
+        graphs = Graphs(lambda cuts, most: whole_step(cuts, most, model, optimizer, config, device, plan))
 
     def step() -> dict[str, float]:
         return train_step(model, optimizer, next(batches), config, device, plan, graphs=graphs)
@@ -196,21 +227,28 @@ def _measured(config: TrainConfig, device: torch.device, warmup: int, steps: int
         "loss": record["loss"],
     }
     if (peak := peak_flops(device)) is not None:
-        found["mfu"] = found["tokens_per_second"] * training_flops(config.model, config.seq) / peak
+        found["mfu"] = found["tokens_per_second"] * training_flops(config.model, config.seq) / (peak * world())
     if device.type == "cuda":
         found["peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
     return found
 
 
-def _ready(config: TrainConfig, device: torch.device) -> tuple[LanguageModel, AnyOptimizer]:
+def _ready(
+    config: TrainConfig, device: torch.device, mesh: Mesh | None = None
+) -> tuple[LanguageModel, AnyOptimizer, Plan]:
     """The model is made and drawn on the device: drawing billions of numbers on the host would outlast the timing."""
     with device:
         model = LanguageModel(config.model)
     if config.precision == "bfloat16_weights":
         model.to_dtype(torch.bfloat16)
+    torch.manual_seed(config.seed)  # every process draws the same
     _draw(model, config)
-    model = recompute(model.train(), config.recompute)
-    return model, make_optimizer(model, config.optim, Plan())
+    model = recompute(model.train(), config.recompute, rescan=config.rescan)
+    plan = Plan(table=placements(config.model))
+    if mesh is not None:
+        plan = parallelize(model, mesh, dtype=torch.bfloat16 if config.precision == "bfloat16" else None)
+        gc.collect()
+    return model, make_optimizer(model, config.optim, plan), plan
 
 
 @torch.no_grad()
@@ -230,12 +268,13 @@ def _draw(model: LanguageModel, config: TrainConfig) -> None:
             parameter.normal_(std=config.model.init_std)
 
 
-def _batches(config: TrainConfig) -> Iterator[Batch]:
-    """Rows of random tokens without end, each one document, the next token as label."""
+def _batches(config: TrainConfig, plan: Plan) -> Iterator[Batch]:
+    """This process's rows of random tokens without end, each one document, the next token as label."""
     generator = np.random.default_rng(0)
+    rank, ranks = plan.loader_place
     while True:
-        ids = generator.integers(0, config.model.vocab_size, (config.batch, config.seq + 1))
-        yield Batch(ids[:, :-1], ids[:, 1:], tuple(np.array([config.seq]) for _ in range(config.batch)))
+        ids = generator.integers(0, config.model.vocab_size, (config.batch, config.seq + 1))[rank::ranks]
+        yield Batch(ids[:, :-1], ids[:, 1:], tuple(np.array([config.seq]) for _ in range(len(ids))))
 
 
 def _wait(device: torch.device) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     parser = commands.add_parser("account", help="parameters, memory, FLOPs and which GPUs a model fits on")
-    parser.add_argument("model", metavar="PRESET|DIR", help="a preset's name, or a folder with a config.json")
+    parser.add_argument("model", metavar="PRESET|DIR", help="a preset, a folder with a config.json, or `demo`")
     parser.add_argument(
         "--context", type=int, default=262_144, metavar="N", help="tokens in the sequence (%(default)s)"
     )
@@ -97,15 +97,16 @@ def _fit(args: argparse.Namespace, config: ModelConfig) -> int:
 
 
 def read_model_config(model: str) -> ModelConfig:
-    """A preset by its name, or the config of a checkpoint folder. A preset wins over a folder of its name."""
+    """A preset by its name, or the config of a checkpoint folder or `demo`. A preset wins over a folder of its name."""
     from plait.config import presets
 
     if model in presets:
         return presets[model]
-    if Path(model).is_dir():
+    if model == "demo" or Path(model).is_dir():
         from plait.model.checkpoint import read_config
+        from plait.serve import find_model
 
-        return read_config(Path(model))
+        return read_config(Path(model) if Path(model).is_dir() else find_model(model))
     raise UsageError(f"{model!r} is neither a folder nor a preset; {suggest(model, presets)}")
 
 

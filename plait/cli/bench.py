@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,7 @@ def add(commands: Commands) -> None:
     ops.add_argument("--tune", action="store_true", help="instead: time the tiles worth trying, write the best (CUDA)")
     ops.add_argument("--tuned", metavar="FILE", help="the table that --tune adds to (default: what kernels read)")
     ops.add_argument("--plot", metavar="FILE", help="also draw a roofline, such as roofline.png (needs matplotlib)")
+    ops.add_argument("--rows", metavar="FILE", help="also write each row as a line of JSON as soon as it is there")
     ops.add_argument("--json", action="store_true")
     ops.set_defaults(handler=run)
     bench_serve.add(subjects)
@@ -46,11 +49,13 @@ def run(args: argparse.Namespace) -> int:
     if args.tune:
         return _tune(args)
     rows = []
-    for row in bench_ops(
-        torch.device(args.device), getattr(torch, args.dtype), only=args.ops, with_reference=args.reference
-    ):
-        rows.append(row)
-        print(f"{row.op} {row.implementation}: {row.case}", file=sys.stderr)
+    with open(args.rows or os.devnull, "w") as lines:
+        for row in bench_ops(
+            torch.device(args.device), getattr(torch, args.dtype), only=args.ops, with_reference=args.reference
+        ):
+            rows.append(row)
+            print(json.dumps(asdict(row)), file=lines, flush=True)
+            print(f"{row.op} {row.implementation}: {row.case}", file=sys.stderr)
     if args.plot:
         from pathlib import Path
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING, Any
 
 from plait.cli.screen import UsageError, console, print_json, table
+from plait.cli.torchrun import under_torchrun
 
 if TYPE_CHECKING:
     from plait.bench.train import Timing
@@ -15,9 +17,10 @@ def add(subjects: Any) -> None:
     parser = subjects.add_parser("train", help="training steps: tokens per second, MFU, peak memory")
     parser.add_argument(
         "cases", nargs="*", metavar="CASE", default=["tiny:2x256"],
-        help="SHAPE:ROWSxTOKENS, then :recompute=selective, :accumulate=2, :precision=bfloat16, :graph; SHAPE is tiny, "
-        "jamba-1.8b, or fill, a Jamba as wide as the device takes (%(default)s)",
+        help="SHAPE:ROWSxTOKENS, then :recompute=light, :accumulate=2, :precision=bfloat16, :graph, :ep=2; SHAPE is "
+        "tiny, jamba-1.8b, or fill, a Jamba as wide as the device takes (%(default)s)",
     )  # fmt: skip
+    parser.add_argument("--nproc", type=int, metavar="N", help="processes of this machine, which share ROWS")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--warmup", type=int, default=3, help="steps before (%(default)s)")
     parser.add_argument("--steps", type=int, default=8, help="timed steps (%(default)s)")
@@ -30,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from plait.bench.train import Case, as_row, time_case
+    from plait.train.processes import pick_device
 
     try:
         cases = [Case.parse(text) for text in args.cases]
@@ -39,16 +43,23 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--device cuda: torch sees no CUDA device here")
     if args.steps < 1 or args.warmup < 0:
         raise UsageError(f"--steps {args.steps} must be at least 1 and --warmup {args.warmup} at least 0")
+    if args.nproc is not None:
+        return under_torchrun(args.nproc, ["bench", "train", *args.cases, *_options(args)])
+    device = pick_device(args.device)
+    speaks = int(os.environ.get("RANK", "0")) == 0
     timings = []
     for case in cases:
-        timings.append(
-            time_case(case, torch.device(args.device), warmup=args.warmup, steps=args.steps, profile=args.profile)
-        )
-        if args.json:
+        timings.append(time_case(case, device, warmup=args.warmup, steps=args.steps, profile=args.profile and speaks))
+        if args.json and speaks:
             print_json(as_row(timings[-1]))
-    if not args.json:
+    if not args.json and speaks:
         console().print(_table(timings))
     return 1 if any(timing.failed for timing in timings) else 0
+
+
+def _options(args: argparse.Namespace) -> list[str]:
+    words = ["--device", args.device, "--warmup", str(args.warmup), "--steps", str(args.steps)]
+    return [*words, *(f"--{name}" for name in ("profile", "json") if getattr(args, name))]
 
 
 def _table(timings: list[Timing]) -> object:
@@ -57,6 +68,7 @@ def _table(timings: list[Timing]) -> object:
         case = timing.case
         label = f"{case.model} {case.batch}x{case.seq} {case.precision} recompute {case.recompute}"
         label += " graph" if case.graph else ""
+        label += f" on {timing.processes}" if timing.processes > 1 else ""
         size = f"{timing.parameters / 1e9:.2f} B", f"{timing.active_parameters / 1e9:.2f} B"
         if timing.step_ms is None:
             made.add_row(label, *size, timing.failed)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plait.cli.screen import Commands, UsageError, console, print_json
+
+if TYPE_CHECKING:
+    from plait.data.pipeline.build import MakeExecutor
 
 
 def add(commands: Commands) -> None:
@@ -14,7 +18,17 @@ def add(commands: Commands) -> None:
     build = actions.add_parser("build", help="parse, filter, deduplicate and tokenize; without RECIPE, list them")
     build.add_argument("recipe", nargs="?", metavar="RECIPE", help="a shipped recipe, or one's own .toml file")
     build.add_argument("--out", type=Path, metavar="DIR", help="where shards and reports go (runs/data/RECIPE)")
-    build.add_argument("--workers", type=int, default=2, metavar="N", help="processes (%(default)s)")
+    build.add_argument("--workers", type=int, default=2, metavar="N", help="tasks at a time (%(default)s)")
+    build.add_argument(
+        "--executor", choices=("local", "ray", "slurm"), default="local", help="what runs the tasks (%(default)s)"
+    )
+    build.add_argument(
+        "--executor-set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="slurm: partition, time, sbatch's others",
+    )
     build.add_argument(
         "--packages", type=Path, metavar="DIR", help="where Debian packages are kept (DIR/work/packages)"
     )
@@ -58,13 +72,15 @@ def run_build(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
 
-    from plait.data.pipeline.build import build
+    from plait.data.pipeline.build import build, check_installed
     from plait.data.pipeline.funnel import funnel_table
 
     out = args.out or Path("runs/data") / recipe.name
     screen = console()
     say = (lambda _: None) if args.json else (lambda stage: screen.print(f"{stage} …"))
-    built = build(recipe, out, workers=args.workers, cache=args.packages, say=say)
+    check_installed()
+    executor = _executor(args)
+    built = build(recipe, out, executor=executor, cache=args.packages, say=say)
     if args.json:
         print_json(built.funnel)
         return 0
@@ -72,6 +88,22 @@ def run_build(args: argparse.Namespace) -> int:
     done = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in built.manifest["seconds"].items())
     screen.print(f"{done or 'nothing had to be done again'}\n{out}/shards, manifest.json, funnel.json, funnel.html")
     return 0
+
+
+def _executor(args: argparse.Namespace) -> MakeExecutor:
+    from plait.data.pipeline.build import local_executor, ray_executor, slurm_executor
+
+    pairs = [given.partition("=") for given in args.executor_set]
+    if wrong := next((name for name, sign, _ in pairs if not sign), None):
+        raise UsageError(f"--executor-set {wrong}: write KEY=VALUE, such as partition=cpu")
+    if pairs and args.executor != "slurm":
+        raise UsageError("--executor-set goes with --executor slurm")
+    if args.executor == "slurm":
+        try:
+            return slurm_executor(args.workers, {name: value for name, _, value in pairs})
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    return {"local": local_executor, "ray": ray_executor}[args.executor](args.workers)
 
 
 def run_tokenizer(args: argparse.Namespace) -> int:
@@ -91,7 +123,7 @@ def run_inspect(args: argparse.Namespace) -> int:
 
     if args.samples < 0:
         raise UsageError(f"--samples {args.samples} must not be negative")
-    if is_mixture(args.shards):
+    if is_mixture(args.shards) or (not Path(args.shards).exists() and any(sign in args.shards for sign in ",:@")):
         mixture = inspect_mixture(args.shards)
         shown = mixture_table(mixture)
         report: dict[str, object] = mixture

@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--clip", action="store_true", help="search the scales of least error")
     parser.add_argument("--act-order", action="store_true", help="gptq: columns of large inputs first")
     parser.add_argument("--bf16-scales", action="store_true", help="scales that bf16 has too, as vLLM keeps them")
-    parser.add_argument("--packed", action="store_true", help="int8 in words, as vLLM loads it")
+    parser.add_argument("--packed", action="store_true", help="int8 in words, as vLLM and transformers load it")
     parser.add_argument("--calibration", type=Path, metavar="FILE", help="a text file, for gptq")
     parser.add_argument("--text", type=Path, metavar="FILE", help="report perplexity before and after on this text")
     parser.add_argument("--tokens", type=int, default=16_384, help="of each text, at most (%(default)s)")
@@ -44,7 +44,7 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from plait.quant import say_progress
-    from plait.quant.checkpoint import REPORT, quantize_checkpoint
+    from plait.quant.checkpoint import REPORT, add_to_report, quantize_checkpoint
     from plait.quant.quality import check_fp16
     from plait.quant.scheme import Scheme
     from plait.serve import find_model
@@ -69,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
         progress=None if args.json else say_progress,
     )  # fmt: skip
     fp16 = check_fp16(args.target, text, device=args.device) if args.fp16 and text is not None else None
+    if fp16 is not None:
+        add_to_report(args.target, "fp16", fp16.as_json())
     if args.json:
         print_json(report.as_json() | ({} if fp16 is None else {"fp16": fp16.as_json()}))
         return 0
@@ -89,7 +91,11 @@ def read_tokens(model: Path, path: Path, n_tokens: int, seq: int) -> Tensor:
 
     if not path.is_file():
         raise ValueError(f"{path} is no file; give a text file")
-    ids = Tokenizer.from_folder(model).encode(path.read_text(encoding="utf-8"))[:n_tokens]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    ids = Tokenizer.from_folder(model).encode(text)[:n_tokens]
     width = min(seq - 1, len(ids))
     if width < 1:
         raise ValueError(f"{path} holds no text")
@@ -112,7 +118,9 @@ def show(report: Report) -> None:
             errors.add_row(m.name, f"{m.relative_error:.3%}", str(row), f"{worst:.2%}")
         console().print(errors)
     elif scheme.method != "bf16":
-        console().print("nothing was rounded: all weights of this level were quantized in the source, and are as there")
+        why = "all weights of this level were quantized in the source, and are as there"
+        why = why if report.was_quantized else f"the model has no weights of level {scheme.level}"
+        console().print(f"nothing was rounded: {why}")
     if report.quality is not None:
         show_quality(report.quality)
 
@@ -138,8 +146,11 @@ def show_fp16(report: Fp16Report) -> None:
     for site in [*report.overflowing, *(s for s in largest if not s.overflows)]:
         rows.add_row(site.name, f"{site.max_abs:,.1f}", str(site.not_finite_in_fp16))
     console().print(rows)
+    first = f" (first {report.overflowing[0].name})" if report.overflowing else ""
+    for name in report.weights_not_finite:
+        console().print(f"fp16 can't hold all of {name}")
     console().print(
-        f"fp16: {len(report.overflowing)} sites overflow; perplexity {q.perplexity_after:.4f} for "
+        f"fp16: {len(report.overflowing)} sites overflow{first}; perplexity {q.perplexity_after:.4f} for "
         f"{q.perplexity_before:.4f}, the same next token in {q.greedy_agreement:.2%} of positions"
     )
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plait.cli.screen import Commands, UsageError, console, table
+from plait.cli.torchrun import under_torchrun
 
 if TYPE_CHECKING:
     from plait.train.config import TrainConfig
@@ -52,13 +52,19 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
+    from plait.recipes.probes import measure
     from plait.train.loop import train
+    from plait.train.preferences import train_preferences
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.sweep:
         return _sweep(config, args.sweep, args.out or Path("runs") / f"{config.name}_sweep")
-    result = train(config, args.out or Path("runs") / config.name, resume=args.resume)
+    out = args.out or Path("runs") / config.name
+    if config.dpo.beta:
+        result = train_preferences(config, out, resume=args.resume)
+    else:
+        result = train(config, out, resume=args.resume, probe=measure)
     screen = console()
     if int(os.environ.get("RANK", "0")) > 0:  # one of several speaks
         return 130 if result.stopped else 0
@@ -70,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
         ("steps", f"{result.step:,}"),
         ("first loss", f"{result.first_loss:.4f}"),
         ("held-out loss", f"{result.heldout_loss:.4f}"),
-        ("tokens per second", f"{result.tokens_per_second:,.0f}"),
+        *([] if math.isnan(result.tokens_per_second) else [("tokens per second", f"{result.tokens_per_second:,.0f}")]),
+        *_probe_rows(result.out),
         ("model", str(result.out / "model")),
         *([("report", str(report))] if (report := result.out / "report.html").exists() else []),
     ):
@@ -79,14 +86,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _probe_rows(out: Path) -> list[tuple[str, str]]:
+    """Averages of what was measured, before → after."""
+    from plait.train.probes import averages, read_probes
+
+    found = read_probes(out)
+    names = averages(found[-1]["scores"]) if found else []
+    return [(name, " → ".join(f"{record['scores'][name]:.1f}" for record in found)) for name in names]
+
+
 def _sweep(config: TrainConfig, axes: list[str], out: Path) -> int:
+    from plait.recipes.probes import measure
     from plait.train.sweep import combinations, sweep
 
     try:
         combinations(axes)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    done = sweep(config, axes, out)
+    done = sweep(config, axes, out, measure)
     screen = console()
     summary = table("settings", "first loss", "held-out loss", "tokens per second")
     for trial in done.trials:
@@ -102,18 +119,8 @@ def _sweep(config: TrainConfig, axes: list[str], out: Path) -> int:
 
 
 def _start_processes(args: argparse.Namespace) -> int:
-    """This command again, N times, under torchrun; its exit status."""
-    if args.nproc < 1:
-        raise UsageError(f"--nproc {args.nproc} must be at least 1")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.nproc}"]
-    command += ["-m", "plait", "train", args.recipe]
-    command += [word for setting in args.set for word in ("--set", setting)]
-    command += ["--out", str(args.out)] if args.out else []
-    command += ["--threads", str(args.threads)] if args.threads else []
-    command += ["--resume"] if args.resume else []
-    process = subprocess.Popen(command)
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # torchrun got it too, and tells the processes
-            continue
+    words = ["train", args.recipe, *(word for setting in args.set for word in ("--set", setting))]
+    words += ["--out", str(args.out)] if args.out else []
+    words += ["--threads", str(args.threads)] if args.threads else []
+    words += ["--resume"] if args.resume else []
+    return under_torchrun(args.nproc, words)

@@ -44,5 +44,5 @@ class Attention(nn.Module):
                 "v_scales": state.v_scales,
             }
             write_pages(k, v, state.k, state.v, **where)
-            out = paged_attention(q, state.k, state.v, **where)
+            out = paged_attention(q, state.k, state.v, **where, on_host=layout.on_host)
         return self.o_proj(out.flatten(-2))

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from plait.config import ModelConfig
@@ -24,9 +23,10 @@ from plait.model import quantization_config
 from plait.model.fill import Piece, Rounder, Source, fill
 from plait.model.network import LanguageModel
 from plait.model.quantization_config import matrices
-from plait.model.quantized import set_quantized
+from plait.model.quantized import WeightFormat, set_quantized
 from plait.model.upload import Uploader
 from plait.model.weight_files import INDEX, WEIGHTS, WeightFiles, read_json
+from plait.model.weight_writer import save_file
 from plait.model.whole_folder import complete, replacing
 
 CONFIG = "config.json"
@@ -79,6 +79,14 @@ def read_config(folder: str | Path) -> ModelConfig:
     ValueError.
     """
     return config_from_public(read_json(Path(folder) / CONFIG))
+
+
+def read_quantization(folder: str | Path) -> tuple[WeightFormat, str | None] | None:
+    """The format of a folder's quantized weights, and the method that made them, where it is said; None where all are
+    in full precision. ValueError for a format that plait doesn't read.
+    """
+    stored = read_json(Path(folder) / CONFIG).get("quantization_config")
+    return None if stored is None else (quantization_config.from_public(stored), quantization_config.method_of(stored))
 
 
 def config_from_public(public: dict[str, Any]) -> ModelConfig:
@@ -433,8 +441,7 @@ def _write(model: LanguageModel, folder: Path, fused: bool, shard_bytes: int) ->
     for number, names in enumerate(shards, 1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         part = {n: named[n].detach().to("cpu", stored_dtype(n, named[n], model.dtype)).contiguous() for n in names}
-        save_file(part, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(0o644)  # safetensors writes for the owner only
+        save_file(part, folder / file)
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -467,6 +474,7 @@ def _quantization_to_public(model: LanguageModel, packed: bool, method: str) -> 
     if form is None:
         return {}
     plain = [m.name for m in matrices(model) if m.scale is None and m.module is not model.embed]
+    plain += ["head.weight"] * model.config.tie_embeddings  # elsewhere a module, whose weight is the embedding's
     ignored = [p.name.removesuffix(".weight") for name in plain for p in pieces(name, model.config)]
     return {
         "quantization_config": quantization_config.to_public(

@@ -13,7 +13,8 @@ from plait.config import ModelConfig
 from plait.model.linear import Linear
 from plait.model.quantized import dequantized, is_per_row
 from plait.model.stats import Activation
-from plait.ops.moe import combine, expert_outputs, fp8, moe, prepare, route, swiglu
+from plait.ops.group_linear import group_linear, is_fused
+from plait.ops.moe import combine, combine_sized, expert_outputs, fp8, moe, prepare, route, swiglu
 
 MANY_TOKENS = 256  # from which on fp8 activations are used, where they were asked for
 
@@ -63,6 +64,13 @@ class SwiGLU(nn.Module):
             weights = _prepared_in_place(self.gate_up.data, self.down.data)
             self.gate_up, self.down = (nn.Parameter(weight, requires_grad=False) for weight in weights)
 
+    def _in_groups(self, x: Tensor, expert_ids: Tensor | None = None) -> Tensor:
+        """x [rows, d_model] through weights that need dequantizing; with expert_ids [rows], each through its expert."""
+        assert self.gate_up_scale is not None
+        assert self.down_scale is not None
+        gate, up = group_linear(x, self.gate_up, self.gate_up_scale, expert_ids).chunk(2, dim=-1)
+        return group_linear(nn.functional.silu(gate) * up, self.down, self.down_scale, expert_ids)
+
     def _full(self, dtype: torch.dtype, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Both weights dequantized; with `chosen`, those of these experts only."""
         pairs = ((self.gate_up, self.gate_up_scale), (self.down, self.down_scale))
@@ -94,7 +102,7 @@ class MLP(SwiGLU):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.needs_dequantizing:
-            return swiglu(x, *self._full(x.dtype))
+            return self._in_groups(x) if is_fused(x, x.shape[0]) else swiglu(x, *self._full(x.dtype))
         if self._rounds_activations(x):
             assert self.gate_up_scale is not None
             assert self.down_scale is not None
@@ -128,6 +136,13 @@ class Dispatcher(Protocol):
         ...
 
 
+def route_biased(router_logits: Tensor, top_k: int, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """`route`, but the k greatest of probability + bias [n_experts] are chosen; weights are probabilities as ever."""
+    probabilities = router_logits.to(torch.promote_types(router_logits.dtype, torch.float32)).softmax(-1)
+    expert_ids = (probabilities.detach() + bias).topk(top_k, dim=-1).indices
+    return probabilities.gather(1, expert_ids), expert_ids
+
+
 class MoE(SwiGLU):
     """A mixture of experts: softmax over all in fp32, the top k unrenormalised, no dropped tokens."""
 
@@ -136,9 +151,16 @@ class MoE(SwiGLU):
         self.top_k = config.top_k
         self.router = Linear(config.d_model, config.n_experts, bias=False)
         self.dispatcher: Dispatcher | None = None  # all experts lie here
+        self.choice_bias: Tensor | None = None  # seam: what training adds to probabilities where it balances by choice
+
+    def choose(self, router_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(weights, expert_ids), [tokens, top_k] each."""
+        if self.choice_bias is None:
+            return route(router_logits, self.top_k)
+        return route_biased(router_logits, self.top_k, self.choice_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights, expert_ids = route(self.router(x), self.top_k)
+        weights, expert_ids = self.choose(self.router(x))
         if self.dispatcher is not None:
             return self.dispatcher.combined(self, x, weights, expert_ids)
         return self.own_combined(x, weights, expert_ids)
@@ -146,13 +168,15 @@ class MoE(SwiGLU):
     def observed(self, x: Tensor, differentiable: bool = True) -> tuple[Tensor, Tensor, Activation]:
         """The output, the router logits [tokens, n_experts], and the size of the experts' unweighted outputs."""
         router_logits = self.router(x)
-        weights, expert_ids = route(router_logits, self.top_k)
+        weights, expert_ids = self.choose(router_logits)
         if self.dispatcher is not None:
             outputs = self.dispatcher.outputs(self, x, expert_ids)
         else:
             outputs = self.own_outputs(x, expert_ids)
-        size = Activation.of(outputs) if differentiable else Activation.watched(outputs)
-        return combine(outputs, weights), router_logits, size
+        if not differentiable:
+            return combine(outputs, weights), router_logits, Activation.watched(outputs)
+        out, squares, max_abs = combine_sized(outputs, weights)
+        return out, router_logits, Activation(squares / outputs.numel(), max_abs)
 
     def own_outputs(self, x: Tensor, expert_ids: Tensor) -> Tensor:
         """Of the weights that lie here: x [tokens, d_model], expert_ids [tokens, top_k] -> [tokens, top_k, d_model]."""
@@ -170,6 +194,9 @@ class MoE(SwiGLU):
         if not self.needs_dequantizing:
             scales = {"gate_up_scale": self.gate_up_scale, "down_scale": self.down_scale}
             return moe(x, weights, expert_ids, self.gate_up, self.down, **scales)
+        if is_fused(x, expert_ids.numel()):
+            rows = x.repeat_interleave(expert_ids.shape[1], dim=0)
+            return combine(self._in_groups(rows, expert_ids.flatten()).view(*expert_ids.shape, -1), weights)
         if expert_ids.numel() >= self.down.shape[0]:
             return moe(x, weights, expert_ids, *self._full(x.dtype))
         own = torch.arange(expert_ids.numel(), device=x.device).view_as(expert_ids)  # each choice its expert's copy

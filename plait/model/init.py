@@ -5,6 +5,7 @@ it).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,18 @@ DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 
 @torch.no_grad()
 def init_weights(model: LanguageModel, *, seed: int) -> LanguageModel:
-    """Fill every parameter; the same seed gives the same model, on any device. Mutates and returns the model.
+    """Fill every parameter (see `initial_values`); the same seed gives the same model, on any device. Mutates and
+    returns the model.
+    """
+    parameters = dict(model.named_parameters())
+    for name, value in initial_values(model, seed=seed):
+        parameters[name].copy_(value)
+    return model
+
+
+def initial_values(model: LanguageModel, *, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """(name, value) of every parameter, fp32 and on the CPU, one at a time; where a name comes twice the later value
+    counts. Of the model only names and shapes matter: it may lie on the meta device.
 
     Matrices are normal(0, init_std), projections back into the residual stream divided by sqrt(2 n_layers); norms are
     1, biases 0; the convolution is uniform within d_conv^-0.5; A = -(1..d_state) and D = 1; dt_proj is uniform within
@@ -28,43 +40,39 @@ def init_weights(model: LanguageModel, *, seed: int) -> LanguageModel:
     generator = torch.Generator("cpu").manual_seed(seed)
     config = model.config
     residual_std = config.init_std / math.sqrt(2 * config.n_layers)
-
-    def fill(parameter: Tensor, std: float) -> None:
-        parameter.copy_(torch.randn(parameter.shape, generator=generator, device="cpu") * std)
-
     for name, parameter in model.named_parameters():
         leaf = name.split(".")[-1]
         if leaf == "bias":
-            parameter.zero_()
-        elif name.endswith(("o_proj.weight", "out_proj.weight", ".down")):
-            fill(parameter, residual_std)
+            yield name, torch.zeros(parameter.shape, device="cpu")
         elif leaf not in ("A_log", "D", "dt_bias"):
-            fill(parameter, config.init_std)
-    for module in model.modules():
+            into_residual = name.endswith(("o_proj.weight", "out_proj.weight", ".down"))
+            std = residual_std if into_residual else config.init_std
+            yield name, torch.randn(parameter.shape, generator=generator, device="cpu") * std
+    for name, module in model.named_modules():
         if isinstance(module, RMSNorm):
-            module.weight.fill_(1.0)
+            yield f"{name}.weight", torch.ones(module.weight.shape, device="cpu")
         elif isinstance(module, CausalConv):
-            _uniform(module.weight, module.weight.shape[1] ** -0.5, generator)
+            yield f"{name}.weight", _uniform(module.weight.shape, module.weight.shape[1] ** -0.5, generator)
         elif isinstance(module, Mamba | Mamba2):
-            _init_ssm(module, generator)
-    return model
+            for leaf, value in _ssm_values(module, generator):
+                yield f"{name}.{leaf}", value
 
 
-def _uniform(parameter: Tensor, bound: float, generator: torch.Generator) -> None:
-    parameter.copy_((torch.rand(parameter.shape, generator=generator, device="cpu") * 2 - 1) * bound)
+def _uniform(shape: torch.Size, bound: float, generator: torch.Generator) -> Tensor:
+    return (torch.rand(shape, generator=generator, device="cpu") * 2 - 1) * bound
 
 
-def _init_ssm(mixer: Mamba | Mamba2, generator: torch.Generator) -> None:
-    mixer.D.fill_(1.0)
+def _ssm_values(mixer: Mamba | Mamba2, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
+    yield "D", torch.ones(mixer.D.shape, device="cpu")
     low, high = math.log(DT_MIN), math.log(DT_MAX)
     uniform = torch.rand(mixer.dt_bias.shape, generator=generator, device="cpu")
     dt = torch.exp(uniform * (high - low) + low).clamp_min(DT_FLOOR)
-    mixer.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+    yield "dt_bias", dt + torch.log(-torch.expm1(-dt))  # inverse of softplus
     if isinstance(mixer, Mamba):
-        mixer.A_log.copy_(torch.arange(1, mixer.A_log.shape[1] + 1, device="cpu").log().expand_as(mixer.A_log))
-        _uniform(mixer.dt_proj.weight, mixer.dt_proj.in_features**-0.5, generator)
+        yield "A_log", torch.arange(1, mixer.A_log.shape[1] + 1, device="cpu").log().expand(mixer.A_log.shape)
+        yield "dt_proj.weight", _uniform(mixer.dt_proj.weight.shape, mixer.dt_proj.in_features**-0.5, generator)
     else:
-        mixer.A_log.copy_(torch.empty(mixer.A_log.shape, device="cpu").uniform_(1, 16, generator=generator).log())
+        yield "A_log", torch.empty(mixer.A_log.shape, device="cpu").uniform_(1, 16, generator=generator).log()
 
 
 def no_decay(model: nn.Module) -> set[str]:

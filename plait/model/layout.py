@@ -104,6 +104,7 @@ class Layout:
     page_table: Tensor  # [n_segments, max_pages] int32, padded with page 0
     carry: Carry | None = None  # where sequences are cut over processes
     exports: Exports | None = None
+    lengths: tuple[list[int], list[int]] | None = None  # cu_seqlens and context_lens on the host, of a `flat` one
 
     @classmethod
     def of(cls, segments: Sequence[Segment], batch: int, seq: int, device: torch.device | str = "cpu") -> Layout:
@@ -144,9 +145,11 @@ class Layout:
         context_lens: Tensor,
         page_table: Tensor,
         exports: Exports | None = None,
+        lengths: tuple[list[int], list[int]] | None = None,
     ) -> Layout:
         """For token_ids [1, n_tokens] without padding, from tensors as this class has them. They are neither copied nor
-        looked at: who makes them has put decode segments first and checked slots and pages.
+        looked at: who makes them has put decode segments first and checked slots and pages. lengths: cu_seqlens and
+        context_lens again, on the host, so that long chunks needn't wait for the device.
         """
         return cls(
             batch=1,
@@ -161,6 +164,7 @@ class Layout:
             context_lens=context_lens,
             page_table=page_table,
             exports=exports,
+            lengths=lengths,
         )
 
     @classmethod
@@ -209,9 +213,14 @@ class Layout:
         return [0, *accumulate(s.length for s in self.segments)] if self.segments else None
 
     @cached_property
+    def on_host(self) -> tuple[list[int], list[int]] | None:
+        """cu_seqlens and context_lens on the host, if they are known there."""
+        return (self.bounds, [s.context_len for s in self.segments]) if self.bounds else self.lengths
+
+    @cached_property
     def prefill_cu_seqlens(self) -> Tensor:
         """Bounds of the segments that are not decode, counted from the first of their tokens."""
-        return self.cu_seqlens[self.n_decode :] - self.n_decode
+        return self.cu_seqlens[self.n_decode :] - self.n_decode if self.n_decode else self.cu_seqlens
 
     @cached_property
     def last_tokens(self) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.model.quantized import dequantized, is_per_row
+from plait.ops.group_linear import group_linear, is_fused
 from plait.ops.linear import linear, look_up
 from plait.ops.linear.onednn import route_fp32_products as route_fp32_products  # for those who run or train models
 
@@ -56,4 +57,7 @@ def scaled_linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
         return linear(x, weight)
     if is_per_row(weight, scale):
         return linear(x, weight, scale=scale)
+    rows = x.reshape(-1, x.shape[-1])
+    if is_fused(rows, rows.shape[0]):
+        return group_linear(rows, weight, scale).view(*x.shape[:-1], -1)
     return linear(x, dequantized(weight, scale, x.dtype))

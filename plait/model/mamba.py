@@ -14,6 +14,7 @@ from plait.model.state import MambaState
 from plait.ops.causal_conv1d import causal_conv1d, causal_conv1d_update, columns_at
 from plait.ops.rms_norm import rms_norm_sections
 from plait.ops.selective_scan import selective_scan, selective_scan_exporting, selective_scan_update
+from plait.ops.slots import put, take
 
 
 class CausalConv(nn.Module):
@@ -35,17 +36,17 @@ class CausalConv(nn.Module):
             outputs.append(causal_conv1d_update(x[:n], self.weight, self.bias, columns=columns, slots=layout.slots[:n]))
         if n < layout.n_segments:
             slots = layout.slots[n:]
-            before = columns[slots].masked_fill(layout.fresh[n:, None, None], 0)
+            before = take(columns, slots, layout.fresh[n:])
             y, after = causal_conv1d(
                 x[n:], self.weight, self.bias, cu_seqlens=layout.prefill_cu_seqlens, initial_columns=before
             )
-            columns[slots] = after.to(columns.dtype)
+            put(columns, slots, after)
             if (wanted := layout.exports) is not None:
                 inside = columns_at(
                     x[n:], cu_seqlens=layout.prefill_cu_seqlens, export_at=wanted.at, d_conv=self.weight.shape[1],
                     initial_columns=before,
                 )  # fmt: skip
-                columns[wanted.slots] = inside[wanted.segments].to(columns.dtype)
+                put(columns, wanted.slots, inside[wanted.segments])
             outputs.append(y)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -102,15 +103,15 @@ class Mamba(nn.Module):
             outputs.append(y)
         if n < layout.n_segments:
             slots = layout.slots[n:]
-            before = states[slots].masked_fill(layout.fresh[n:, None, None], 0)
+            before = take(states, slots, layout.fresh[n:])
             tokens = u[n:], dt[n:], A, B[n:], C[n:]
             rest = {"D": self.D, "z": z[n:], "dt_bias": self.dt_bias, "cu_seqlens": layout.prefill_cu_seqlens}
             if (wanted := layout.exports) is None:
                 y, after = selective_scan(*tokens, **rest, initial_state=before)
             else:
                 y, after, inside = selective_scan_exporting(*tokens, **rest, initial_state=before, export_at=wanted.at)
-                states[wanted.slots] = inside[wanted.segments]
-            states[slots] = after
+                put(states, wanted.slots, inside[wanted.segments])
+            put(states, slots, after)
             outputs.append(y)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 

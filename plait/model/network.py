@@ -49,11 +49,12 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, LayerStats | None]:
         """x [tokens, d_model]. Writes into `state`, if there is one."""
         mixed = self.mixer(self.mixer_norm(x), layout, state)
+        if observe:
+            in_loss = observe != "watch" and not isinstance(self.mixer, Attention)
+            mixed, mixer = Activation.carried(mixed) if in_loss else (mixed, Activation.watched(mixed))
         normed, x = add_rms_norm(mixed, x, self.ffn_norm.weight, self.ffn_norm.eps)
         if not observe:
             return x + self.ffn(normed), None
-        in_loss = observe != "watch" and not isinstance(self.mixer, Attention)
-        mixer = Activation.of(mixed) if in_loss else Activation.watched(mixed)
         if isinstance(self.ffn, MoE):
             out, router_logits, experts = self.ffn.observed(normed, observe != "watch")
             return x + out, LayerStats(mixer, Activation.watched(out), experts, router_logits)

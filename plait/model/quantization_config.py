@@ -145,6 +145,14 @@ def from_public(quantization: object) -> WeightFormat:
     return _format_of_scheme(weights[0])
 
 
+def method_of(quantization: dict[str, Any]) -> str | None:
+    """By which of our methods the weights were quantized; None for files of others."""
+    if quantization.get("quant_method") == OWN:
+        return OWN
+    own = quantization.get("plait")
+    return own.get("method") if isinstance(own, dict) and isinstance(own.get("method"), str) else None
+
+
 def _format_of_scheme(weights: dict[str, Any]) -> WeightFormat:
     kinds = {("int", 8): "int8", ("float", 8): "fp8", ("int", 4): "int4"}
     kind = kinds.get((str(weights.get("type")), weights.get("num_bits")))  # type: ignore[arg-type]

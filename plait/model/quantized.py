@@ -17,6 +17,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from plait.ops.group_linear import widened
+from plait.ops.group_linear.reference import column_scales as column_scales  # for those who round
+
 Kind = Literal["int8", "fp8", "int4"]
 KINDS: tuple[Kind, ...] = ("int8", "fp8", "int4")
 LARGEST: dict[Kind, float] = {"int8": 127, "fp8": 448, "int4": 7}
@@ -72,27 +75,13 @@ def is_per_row(values: Tensor, scale: Tensor) -> bool:
 
 def dequantized(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """The weights that the values stand for, multiplied in fp32 and rounded once."""
-    wide = (unpack_int4(values) if values.dtype == torch.int32 else values).to(torch.promote_types(dtype, scale.dtype))
-    return (wide * column_scales(scale, wide.shape)).to(dtype)
-
-
-def column_scales(scale: Tensor, shape: torch.Size) -> Tensor:
-    """Scales as they multiply a weight of `shape`: [..., rows, 1], or of that shape where they are of groups."""
-    if scale.dim() < len(shape):
-        return scale[..., None]
-    return scale.repeat_interleave(shape[-1] // scale.shape[-1], -1)
+    return widened(values, scale, dtype)
 
 
 def pack_int4(values: Tensor) -> Tensor:
-    """int8 [..., columns] in [-8, 7] -> int32 [..., columns / 8]."""
+    """int8 [..., columns] in [-8, 7] -> int32 [..., columns / 8]. `group_linear` unpacks them."""
     nibbles = (values.to(torch.int32) + 8).unflatten(-1, (-1, INT4_PER_WORD))
     packed = nibbles[..., 0]
     for i in range(1, INT4_PER_WORD):
         packed = packed | (nibbles[..., i] << (4 * i))
     return packed
-
-
-def unpack_int4(packed: Tensor) -> Tensor:
-    """The int8 values that `pack_int4` was given."""
-    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=packed.device)
-    return (((packed[..., None] >> shifts) & 15) - 8).to(torch.int8).flatten(-2)

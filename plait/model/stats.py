@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plait.ops.size import add_scaled, size
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -20,28 +22,39 @@ class Activation:
 
     @classmethod
     def of(cls, x: Tensor) -> Activation:
-        """Two reads of x and no copy of it; for the backward pass x itself is kept."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return cls(_MeanSquare.apply(x, wide), torch.linalg.vector_norm(x.detach(), torch.inf).to(wide))
+        """One read of x and no copy of it; for the backward pass x itself is kept."""
+        return cls.carried(x)[1]
+
+    @classmethod
+    def carried(cls, x: Tensor) -> tuple[Tensor, Activation]:
+        """x again, and its size. Whoever goes on with that x gets the gradients of both by one pass over them."""
+        squares, max_abs = size(x.detach())
+        again, mean_square = _Carried.apply(x, squares)
+        return again, cls(mean_square, max_abs)
 
     @classmethod
     def watched(cls, x: Tensor) -> Activation:
         """The same for a site that is only looked at: nothing is kept, and there is no gradient."""
-        return cls.of(x.detach())
+        squares, max_abs = size(x.detach())
+        return cls(squares / x.numel(), max_abs)
 
 
-class _MeanSquare(torch.autograd.Function):
-    """mean(x^2), summed in `wide`, without x in that type: of an activation that is the larger tensor of the two."""
+class _Carried(torch.autograd.Function):
+    """x and mean(x^2), from the sum of squares."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, wide: torch.dtype) -> Tensor:
+    def forward(ctx: Any, x: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x)
-        return torch.linalg.vector_norm(x, dtype=wide).square() / x.numel()
+        ctx.set_materialize_grads(False)
+        return x.view_as(x), squares / x.numel()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return x * (2 / x.numel() * grad), None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
+        (x,), (dx, dmean) = ctx.saved_tensors, grads
+        if dmean is None:
+            return dx, None
+        factor = 2 / x.numel() * dmean
+        return (x * factor).to(x.dtype) if dx is None else add_scaled(dx, x, factor), None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from torch import Tensor
 from plait.native import build
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # the enum in src/vec.h
+SIZES = (4, 2, 1)  # bytes of each
 
 _level: str | None = None  # the level in use once chosen
 
@@ -138,10 +139,11 @@ def kernel(name: str, at: str) -> Any:
 
 
 @functools.cache
-def replayer() -> Callable[[Any, int, int], int]:
-    """plait_replay of src/parallel.c: (steps, how many, threads) -> as a kernel."""
+def replayer() -> Callable[[Any, int, int, Any], int]:
+    """plait_replay of src/parallel.c: (steps, how many, threads, their nanoseconds or None) -> as a kernel."""
     found = _open().plait_replay  # type: ignore[union-attr]
-    found.argtypes, found.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64], ctypes.c_int
+    found.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+    found.restype = ctypes.c_int
     return found
 
 
@@ -202,6 +204,10 @@ def fields(*groups: tuple[str, ...]) -> list[tuple[str, Any]]:
 
 class Arguments(ctypes.Structure):
     """A struct of a kernel's arguments. It holds addresses only: the tensors must outlive the call (and the tape)."""
+
+    def read_once(self) -> list[tuple[int, int]]:
+        """(address, bytes) of up to two ranges that the kernel will read, shared out over threads: worth fetching."""
+        return []
 
     def point(self, **tensors: Tensor | None) -> None:
         for name, tensor in tensors.items():

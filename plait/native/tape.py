@@ -9,7 +9,8 @@ and what changes from step to step is written into the tensors that were recorde
 numbers from those and check them themselves (IndexError). A step that needs anything but native kernels, views and
 fresh memory can't be recorded (TapeError), so nothing is left out in silence.
 
-Between kernels the threads of the team stay awake, which saves about 10 microseconds a kernel.
+Between kernels the threads of the team stay awake, which saves about 10 microseconds a kernel; and one that has nothing
+to do fetches the weights of the kernels to come into its cache.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ class TapeError(RuntimeError):
 
 
 class _Step(ctypes.Structure):
-    _fields_ = [("run", ctypes.c_void_p), ("args", ctypes.c_void_p)]
+    """plait_step of src/parallel.h."""
+
+    _fields_ = [("run", ctypes.c_void_p), ("args", ctypes.c_void_p), ("weights", ctypes.c_void_p * 2),
+                ("n_bytes", ctypes.c_int64 * 2), ("before", ctypes.c_int64)]  # fmt: skip
 
 
 class _AddArgs(native.Arguments):
@@ -68,19 +72,32 @@ class Tape:
     def close(self) -> None:
         """Ready to be replayed. The level and the number of threads are those in use now."""
         at = native.level()
-        self._steps = (_Step * len(self))()
+        self._steps, before = (_Step * len(self))(), 0
         for step, name, arguments in zip(self._steps, self._names, self._arguments, strict=True):
             step.run = ctypes.cast(native.kernel(name, at), ctypes.c_void_p)
             step.args = ctypes.addressof(arguments)
+            for i, (address, n_bytes) in enumerate(arguments.read_once()):
+                step.weights[i], step.n_bytes[i] = address, n_bytes
+            step.before = before
+            before += sum(step.n_bytes)
         self._run = native.replayer()
         self._n_threads = torch.get_num_threads()
 
     def replay(self) -> Any:
         """Run every kernel again and return `output`. IndexError for an index out of range: nothing ran after it."""
-        error = self._run(self._steps, len(self._steps), self._n_threads)
+        self._replay(None)
+        return self.output
+
+    def timed(self) -> list[tuple[str, native.Arguments, int]]:
+        """As replay; (name, arguments, nanoseconds) of every kernel, in order."""
+        took = (ctypes.c_int64 * len(self))()
+        self._replay(took)
+        return list(zip(self._names, self._arguments, took, strict=True))
+
+    def _replay(self, nanoseconds: Any) -> None:
+        error = self._run(self._steps, len(self._steps), self._n_threads, nanoseconds)
         if error:
             raise IndexError(f"tape: {native.ERRORS[error]} is out of range")
-        return self.output
 
 
 def record(function: Callable[[], Any]) -> Tape:

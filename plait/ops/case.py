@@ -44,7 +44,9 @@ class Case:
 class OpCases:
     """An op's implementations, its cases, and how far a result may be from the fp64 reference.
 
-    The error is max |result - reference| / max |reference| of each output (or gradient), by compute dtype.
+    The error is max |result - reference| / max |reference| of each output (or gradient), by compute dtype; for a result
+    that is zero but for the reference's own rounding (the query's gradient where there is one key), max |reference| is
+    max |inputs| instead.
     `keep` names inputs that are never cast to the compute dtype: fp32 parameters stay fp32, as they do in the model.
     """
 
@@ -93,14 +95,21 @@ class OpCases:
         inputs = self.cast(case.inputs(torch.Generator().manual_seed(0)), device, dtype)
         expected = self.run("reference", self.cast(self.cast(inputs, "cpu", dtype), "cpu", torch.float64), case.grads)
         got = self.run(implementation, inputs, case.grads)
+        floats = [t for t in inputs.values() if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
+        size = max(t.abs().max().item() for t in floats)
+        return {name: error_of(got[name], expected[name], size) for name in expected}
 
-        return {name: error_of(got[name], expected[name]) for name in expected}
 
+def error_of(got: Tensor, expected: Tensor, inputs_size: float = 0.0) -> float:
+    """max |got - expected| / max |expected|, expected in fp64 on the CPU; NaN counts as infinite.
 
-def error_of(got: Tensor, expected: Tensor) -> float:
-    """max |got - expected| / max |expected|, expected in fp64 on the CPU; NaN counts as infinite."""
+    An expected result below 1e-12 of inputs_size, what it was computed from, is zero in exact arithmetic: then the
+    difference is measured by inputs_size.
+    """
     difference = (got.detach().double().cpu() - expected).abs().max().item()
-    return math.inf if math.isnan(difference) else difference / max(expected.abs().max().item(), 1e-30)
+    size = expected.abs().max().item()
+    size = inputs_size if size < 1e-12 * inputs_size else size
+    return math.inf if math.isnan(difference) else difference / max(size, 1e-30)
 
 
 def all_op_cases() -> list[OpCases]:

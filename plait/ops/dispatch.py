@@ -55,13 +55,17 @@ def lazily(module: str, function: str) -> Callable[..., Any]:
     torch.compile breaks its graph here; it follows an import statement inside a function (see selective_scan).
     """
 
+    found: list[Callable[..., Any]] = []
+
     def run(*args: Any) -> Any:
-        return getattr(import_module(module), function)(*args)
+        if not found:
+            found.append(getattr(import_module(module), function))
+        return found[0](*args)
 
     return run
 
 
-@functools.cache  # asked at every call of every op
+@functools.cache
 def _parse(setting: str) -> dict[str, str]:
     choices = {}
     for item in filter(None, (part.strip() for part in setting.split(","))):
@@ -77,9 +81,12 @@ def _parse(setting: str) -> dict[str, str]:
 _forced: ContextVar[dict[str, str] | None] = ContextVar("plait_forced_ops", default=None)
 
 
+_SETTING = os.environ.get("PLAIT_OPS", "")  # read once: it is asked at every call of every op
+
+
 def _choices() -> dict[str, str]:
     chosen = _forced.get()
-    return _parse(os.environ.get("PLAIT_OPS", "")) if chosen is None else chosen
+    return _parse(_SETTING) if chosen is None else chosen
 
 
 @contextmanager
@@ -115,15 +122,18 @@ def _chosen(op: str) -> str | None:
 
 
 def pick(op: str, implementations: Mapping[str, Implementation], probe: Tensor) -> Callable[..., Any]:
-    """The implementation of `op` to run on tensors like `probe`. Raises RuntimeError if a forced one can't run."""
+    """The implementation of `op` to run on tensors like `probe`. ValueError for a forced one that isn't there or can't
+    run.
+    """
     name = _chosen(op)
     if name is not None:
         if name not in implementations:
-            raise RuntimeError(f"{op}: no implementation {name!r}; there are {', '.join(implementations)}")
+            raise ValueError(f"{op}: no implementation {name!r}; there are {', '.join(implementations)}")
         reason = implementations[name].why_not(probe)
         if reason is not None:
-            raise RuntimeError(f"{op}: {name!r} was asked for and can't run: {reason}")
+            raise ValueError(f"{op}: {name!r} was asked for and can't run: {reason}")
         return implementations[name].run
-    return next(
-        implementation.run for implementation in implementations.values() if implementation.why_not(probe) is None
-    )
+    for implementation in implementations.values():
+        if implementation.why_not(probe) is None:
+            return implementation.run
+    raise RuntimeError(f"{op}: no implementation for {probe.dtype} on {probe.device}")

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plait.config import ModelConfig, presets
+from plait.paper.quantized_dummies import CALIBRATION, build
 from plait.paper.rivals import rivals
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from plait.model.network import LanguageModel
+    from plait.accounting import Level
 
 PROMPT_TOKENS, ANSWER_TOKENS = 1024, 128
-CALIBRATION = {"tiny": (2, 64), "full": (16, 1024)}  # sequences of gptq's text, and tokens of each
 MODELS = {
     "Jamba-1.5-Mini": presets["jamba-1.5-mini"],
     "Mixtral 8x7B": rivals["Mixtral 8x7B"].config,
@@ -35,14 +35,33 @@ METHODS = {
     "fp8_w8a8": "none",
     "gptq_int8": "text, two passes per layer",
     "gptq_int4": "text, two passes per layer",
+    "int8:experts": "none",
+    "int8:+mixers": "none",
+    "int8:+head": "none",
 }
 """Methods, and what they need besides the weights."""
+UNLESS_NAMED = tuple(name for name in METHODS if ":" not in name)
+"""Those that are run when none is named: the figure's. The others are ExpertsInt8's other levels."""
+LEVELS: dict[str, Level] = {
+    "bf16": "bf16",
+    "experts_int8": "int8_experts_mlp",
+    "fp8": "int8_experts_mlp",
+    "fp8_w8a8": "int8_experts_mlp",
+    "gptq_int8": "int8_experts_mlp",
+    "int8:experts": "int8_experts",
+    "int8:+mixers": "int8_experts_mlp_mixers",
+    "int8:+head": "int8_experts_mlp_mixers_head",
+}
+"""What a method's weights take, as accounting counts it. int4 is missing there."""
 NOTES = {
     "experts_int8": "experts and MLPs; int8 kernels",
+    "int8:experts": "experts_int8 of experts only",
+    "int8:+mixers": "experts_int8, the large projections of mixers too",
+    "int8:+head": "the same, and the output head",
     "fp8": "experts and MLPs; E4M3 rows, bf16 activations",
     "fp8_w8a8": "the same, and fp8 activations in prefill; needs compute capability 8.9",
     "gptq_int8": "experts and MLPs; the same form and kernels as experts_int8, other rounding",
-    "gptq_int4": "experts and MLPs, groups of 128; no int4 kernel here: dequantized before each product",
+    "gptq_int4": "experts and MLPs, groups of 128; few rows in plain Triton, more are widened before each product",
 }
 PUBLISHED = {  # seconds at batch 1, 4, 8, read from the text of the pull request that brought the method to vLLM
     "source": "vllm-project/vllm pull request 7415, August 2024",
@@ -62,7 +81,7 @@ class Options:
     scale: str = "tiny"
     device: str = "cpu"
     models: tuple[str, ...] = tuple(MODELS)
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = UNLESS_NAMED
     batches: tuple[int, ...] = (1, 4, 8)
     layers: int | None = None
     repeats: int = 3
@@ -142,12 +161,15 @@ def _measure_method(
     for batch in options.batches:
         sizes = {"batch": batch, "prompt_tokens": prompt, "answer_tokens": answer, "repeats": options.repeats}
         full, part = (time_model(m, **sizes) for m in (model, half))
-        a_layer = (full.seconds - part.seconds) / (config.n_layers - config.n_layers // 2)
-        missing = whole - config.n_layers
+        missing = (whole - config.n_layers) / (config.n_layers - config.n_layers // 2)  # halves
+        step, half_step = (1e3 * run.decode_seconds / (answer - 1) for run in (full, part))
         yield {
             "model": name, "method": method, "batch": batch, "layers": config.n_layers, "layers_of_the_model": whole,
-            **asdict(full), "decode_step_ms": 1e3 * full.decode_seconds / (answer - 1),
-            "half_depth_seconds": part.seconds, "seconds_of_all_layers": full.seconds + a_layer * missing,
+            **asdict(full), "decode_step_ms": step, "half_depth_seconds": part.seconds,
+            "half_depth_decode_step_ms": half_step,
+            "seconds_of_all_layers": full.seconds + (full.seconds - part.seconds) * missing,
+            "decode_step_ms_of_all_layers": step + (step - half_step) * missing,
+            "decode_step_bytes_of_all_layers": _step_bytes(replace(config, n_layers=whole), method, batch, options),
             "extrapolated": missing > 0, "weight_bytes": n_bytes,
             "quantize_seconds": seconds * whole / config.n_layers, "prepare_seconds": prepared,
             "quantize_seconds_extrapolated": missing > 0 or method.startswith("gptq"),
@@ -155,125 +177,12 @@ def _measure_method(
         }  # fmt: skip
 
 
-def build(
-    config: ModelConfig, method: str, device: str, *, calibration: tuple[int, int] = CALIBRATION["tiny"]
-) -> tuple[LanguageModel, float, float]:
-    """A model of dummy weights, quantized part by part; seconds of quantizing all of it, and of laying it out for the
-    kernels. gptq's values are those of rounding to nearest (the latency does not depend on them), and its seconds those
-    of one expert times their number, and of the text's passes through one layer of each kind times theirs.
-    """
-    import torch
+def _step_bytes(config: ModelConfig, method: str, batch: int, options: Options) -> float | None:
+    """What a decode step reads, in the middle of the answer; None where accounting has no such weights."""
+    from plait.accounting import decode_step_bytes
 
-    from plait.bench.dummy import dummy_part, meta_model
-    from plait.quant import prepare, use_fp8_activations
-    from plait.quant.parts import model_parts, quantize_part
-
-    model, generator = meta_model(config), torch.Generator(device).manual_seed(0)
-    scheme, seconds, prepared = scheme_of(method, config), 0.0, 0.0
-    rounding = (
-        replace(scheme, method="experts_int8", bits=8) if scheme.method == "gptq" and scheme.bits == 8 else scheme
-    )
-    kinds, passes = config.layer_kinds(), {}
-    for name, part in model_parts(model):
-        dummy_part(part, device, torch.bfloat16, generator)
-        kind = kinds[int(name.split(".")[1])] if name.startswith("layers.") else None
-        if scheme.method == "gptq" and kind is not None and kind not in passes:
-            passes[kind] = _calibration_seconds(name, part, scheme, config.d_model, device, calibration)
-        _wait(device)
-        started = time.perf_counter()
-        if scheme.method == "gptq" and scheme.bits == 4:
-            _round_to_int4(name, part, scheme)
-        else:
-            quantize_part(name, part, rounding, tied=False)
-        _wait(device)
-        middle = time.perf_counter()
-        if device.startswith("cuda"):
-            prepare(part)
-            _wait(device)
-        seconds, prepared = seconds + middle - started, prepared + time.perf_counter() - middle
-    if method == "fp8_w8a8":
-        use_fp8_activations(model)
-    if scheme.method == "gptq":
-        seconds = _gptq_seconds(config, scheme, device) + sum(passes[kind] for kind in kinds)
-    return model.eval(), seconds, prepared
-
-
-def scheme_of(method: str, config: ModelConfig) -> Any:
-    from plait.quant.scheme import Scheme
-
-    group = 128 if config.d_model % 128 == 0 and config.d_ff % 128 == 0 else 32
-    return {
-        "bf16": Scheme("bf16"),
-        "experts_int8": Scheme(),
-        "fp8": Scheme("fp8"),
-        "fp8_w8a8": Scheme("fp8"),
-        "gptq_int8": Scheme("gptq"),
-        "gptq_int4": Scheme("gptq", bits=4, group=group),
-    }[method]
-
-
-def _round_to_int4(name: str, part: Any, scheme: Any) -> None:
-    from plait.model.quantized import set_quantized
-    from plait.quant.rows import quantize_rows
-
-    for matrix in list(scheme.chosen(part, name, tied=False)):
-        set_quantized(matrix.module, matrix.parameter, *quantize_rows(matrix.values, scheme.form))
-
-
-def _calibration_seconds(
-    name: str, part: Any, scheme: Any, d_model: int, device: str, calibration: tuple[int, int]
-) -> float:
-    """Seconds that gptq's text takes at a layer: a pass that sees the inputs of its weights, their X^T X, expert by
-    expert, and a pass on to the next layer. Of two runs the shorter; random activations.
-    """
-    import torch
-
-    from plait.quant.parts import hessian_of
-    from plait.quant.walk import Walk, matrix_inputs
-
-    n, seq = calibration
-    chosen, timings = list(scheme.chosen(part, name, tied=False)), []
-    for _ in range(2):
-        walk = Walk(torch.ones(n, seq, dtype=torch.int64), torch.bfloat16, device)
-        walk.x = [torch.randn(seq, d_model, device=device).bfloat16() for _ in range(n)]
-        _wait(device)
-        started = time.perf_counter()
-        inputs = walk.inputs(part, {matrix.module for matrix in chosen})
-        for matrix in chosen:
-            for rows in matrix_inputs(matrix, inputs[matrix.module]):
-                hessian_of(rows)
-        walk.step(name, part)
-        _wait(device)
-        timings.append(time.perf_counter() - started)
-    return min(timings)
-
-
-def _gptq_seconds(config: ModelConfig, scheme: Any, device: str) -> float:
-    """Seconds of gptq over the whole model, once X^T X is known: one SwiGLU's two weights times their number."""
-    import torch
-
-    from plait.quant.gptq import gptq
-    from plait.quant.parts import hessian_of
-
-    seconds = 0.0
-    for rows, columns in ((2 * config.d_ff, config.d_model), (config.d_model, config.d_ff)):
-        weight = torch.randn(rows, columns, device=device)
-        hessian = hessian_of(torch.randn(4096, columns, device=device))
-        gptq(weight[:64], hessian, scheme.form)  # compiles and allocates
-        _wait(device)
-        started = time.perf_counter()
-        gptq(weight, hessian, scheme.form)
-        _wait(device)
-        seconds += time.perf_counter() - started
-    n_units = config.n_moe_layers * config.n_experts + (config.n_layers - config.n_moe_layers)
-    return seconds * n_units
-
-
-def _wait(device: str) -> None:
-    import torch
-
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
+    prompt, answer = options.tokens
+    return decode_step_bytes(config, prompt + answer // 2, LEVELS[method], batch) if method in LEVELS else None
 
 
 def _release(device: str) -> None:
@@ -341,16 +250,43 @@ def show(console: Console, data: dict[str, Any]) -> None:
         spent = f"{first['quantize_seconds']:.2f}" + "*" * first["quantize_seconds_extrapolated"]
         table.add_row(name, method, *cells, f"{first['weight_bytes'] / 1e9:.3g}", spent)
     console.print(table)
+    console.print()
+    show_decoding(console, data)
     p, a = conditions["prompt_tokens"], conditions["answer_tokens"]
     console.print(f"\nSeconds for {p} + {a} tokens, dummy weights, medians; {conditions['device']}.")
     console.print(
         "* extrapolated: to all layers from two depths, or (gptq's seconds) from an expert and layers. GB: as run."
     )
+    run = {row["method"] for row in data["rows"]}
     for method, note in data["notes"].items():
-        console.print(f"{method}: {note}; calibration: {METHODS[method]}.")
+        if method in run:
+            console.print(f"{method}: {note}; calibration: {METHODS[method]}.")
     for row in data["rows"]:
         if "failed" in row:
             console.print(f"{row['model']}, {row['method']} did not run: {row['failed']}")
+
+
+def show_decoding(console: Console, data: dict[str, Any]) -> None:
+    """A table: a decode step of the whole depth beside bf16's, and what the bytes that both read would allow."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("a decode step", no_wrap=True)
+    for heading in ("method", "batch", "ms", "GB read", "x bf16", "by bytes"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    rows = [row for row in data["rows"] if "failed" not in row]
+    bf16 = {(row["model"], row["batch"]): row for row in rows if row["method"] == "bf16"}
+    for row in rows:
+        ms, n_bytes = row["decode_step_ms_of_all_layers"], row["decode_step_bytes_of_all_layers"]
+        base = bf16.get((row["model"], row["batch"]))
+        times = "-" if base is None else f"{base['decode_step_ms_of_all_layers'] / ms:.2f}"
+        known = base is not None and n_bytes is not None
+        allowed = f"{base['decode_step_bytes_of_all_layers'] / n_bytes:.2f}" if known else "-"  # type: ignore[index]
+        read = "-" if n_bytes is None else f"{n_bytes / 1e9:.3g}"
+        shown = f"{ms:.3f}" + "*" * row["extrapolated"]
+        table.add_row(row["model"], row["method"], str(row["batch"]), shown, read, times, allowed)
+    console.print(table)
 
 
 def _cell(row: dict[str, Any] | None) -> str:
@@ -366,13 +302,24 @@ def grouped(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, list[dict[st
         yield model, method, own
 
 
+def _costs(rows: list[dict[str, Any]]) -> str:
+    """What each method takes before the first token, three to a line."""
+    told = []
+    for row in rows:
+        if row["method"] != "bf16":
+            text = "" if row["needs"] == "none" else " and a text"
+            told.append(f"{row['method']} {row['quantize_seconds']:.3g} s{text}")
+    lines = [", ".join(told[i : i + 3]) for i in range(0, len(told), 3)]
+    return "to quantize all layers: " + ",\n".join(lines) if told else ""
+
+
 def draw(data: dict[str, Any], path: Path) -> None:
     """Bars of the seconds for the whole depth: a panel per model, a group per batch size. Needs matplotlib."""
     from matplotlib.figure import Figure
 
     models = list(dict.fromkeys(row["model"] for row in data["rows"]))
     methods = list(dict.fromkeys(row["method"] for row in data["rows"]))
-    figure = Figure(figsize=(4.2 * len(models), 3.6), layout="constrained")
+    figure = Figure(figsize=(max(6.2, 4.2 * len(models)), 3.8), layout="constrained")
     panels = figure.subplots(1, len(models), squeeze=False)[0]
     for panel, name in zip(panels, models, strict=True):
         rows = {(r["method"], r["batch"]): r for r in data["rows"] if r["model"] == name and "batch" in r}
@@ -383,11 +330,16 @@ def draw(data: dict[str, Any], path: Path) -> None:
             heights = [row["seconds_of_all_layers"] for _, row in there]
             panel.bar([x for x, _ in there], heights, 0.8 / len(methods), label=method)
         panel.set_xticks(range(len(batches)), [f"batch {b}" for b in batches])
+        panel.set_xlabel(_costs([rows[method, batches[0]] for method in methods if (method, batches[0]) in rows]))
+        panel.xaxis.label.set_fontsize(8)
         run = next(iter(rows.values()), None)
-        of = f"\n{run['layers']} of {run['layers_of_the_model']} layers run" if run and run["extrapolated"] else ""
+        of = ""
+        if run is not None and run["extrapolated"]:
+            of = f"\n{run['layers']} of {run['layers_of_the_model']} layers run, the rest extrapolated"
         panel.set_title(f"{name}{of}", fontsize=10)
     panels[0].set_ylabel("seconds, end to end")
-    panels[0].legend(fontsize=8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=4)
     c = data["conditions"]
     figure.suptitle(f"{c['prompt_tokens']} + {c['answer_tokens']} tokens, dummy weights, {c['device']}", fontsize=10)
     figure.savefig(path, dpi=120)

@@ -17,6 +17,7 @@ from plait.model.losses import IGNORE, loss_and_gradient
 from plait.parallel.collectives import Group, summed
 
 CHUNK_TOKENS = 2048
+FEW_CHUNKS = 8  # whose gradients of the head are summed in the head's own type, as gradients of passes are
 
 
 def cross_entropy(
@@ -47,7 +48,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         wanted = hidden.requires_grad or weight.requires_grad
         grad_hidden = torch.empty_like(hidden) if wanted else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if wanted else None
+        narrow = weight.dtype == hidden.dtype and len(hidden) <= FEW_CHUNKS * chunk
+        grad_weight = None
+        if wanted:
+            grad_weight = torch.empty_like(weight) if narrow else torch.zeros_like(weight, dtype=wide)
         total, squares = hidden.new_zeros((), dtype=wide), hidden.new_zeros((), dtype=wide)
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
@@ -63,17 +67,26 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             squares += square
             if grad_hidden is not None and grad_weight is not None:
                 grad = grad.to(h.dtype)
-                grad_hidden[rows] = grad @ weight.to(h.dtype)
-                grad_weight += grad.T @ h
+                torch.mm(grad, weight.to(h.dtype), out=grad_hidden[rows])
+                if narrow:
+                    grad_weight.addmm_(grad.T, h, beta=float(start > 0))
+                else:
+                    grad_weight += grad.T @ h
+            del logits, grad  # before the next chunk's
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        ctx.used = False  # backward scales them in place
         ctx.mark_non_differentiable(squares)
         return total, squares
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        scaled = (grad * grads[0].to(grad.dtype) for grad in (grad_hidden, grad_weight))
-        return (*scaled, None, None, None, None)
+        if ctx.used:
+            raise RuntimeError("the loss went backward twice; compute it again")
+        ctx.used = True
+        kept = ctx.saved_tensors
+        for grad in kept:  # as a list: a single tensor, by a number on the device, takes twice as long
+            torch._foreach_mul_([grad], grads[0].to(grad.dtype))
+        return (*kept, None, None, None, None)
 
 
 def _of_parts(logits: Tensor, labels: Tensor, z_weight: float, group: Group) -> tuple[Tensor, Tensor, Tensor]:

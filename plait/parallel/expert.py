@@ -16,9 +16,11 @@ from torch import Tensor
 
 from plait.model.feed_forward import MoE, combine
 from plait.model.network import LanguageModel
-from plait.parallel.collectives import Group, exchange
+from plait.parallel.collectives import Group, exchange, reduce_from
 from plait.parallel.placement import placements
 from plait.parallel.tensor import slice_parameters
+
+FEW_TOKENS = 512  # that a GPU runs through foreign experts' places too, rather than wait to know which are its own
 
 
 def expert_parallel(model: LanguageModel, group: Group) -> LanguageModel:
@@ -33,6 +35,16 @@ def expert_parallel(model: LanguageModel, group: Group) -> LanguageModel:
     for ffn in model.feed_forwards():
         if isinstance(ffn, MoE):
             ffn.dispatcher = ExchangedExperts(group, model.config.n_experts)
+    return model
+
+
+def deal_experts(model: LanguageModel, group: Group) -> LanguageModel:
+    """Every mixture's experts are those of this process (`slice_part` with whole_experts), and it has every token. For
+    inference beside `tensor_parallel` with experts=False. Mutates and returns the model.
+    """
+    for ffn in model.feed_forwards():
+        if isinstance(ffn, MoE):
+            ffn.dispatcher = DealtExperts(group)
     return model
 
 
@@ -57,6 +69,31 @@ class ExchangedExperts:
 
     def combined(self, moe: MoE, x: Tensor, weights: Tensor, expert_ids: Tensor) -> Tensor:
         return combine(self.outputs(moe, x, expert_ids), weights)
+
+
+@dataclass(frozen=True, eq=False)
+class DealtExperts:
+    """Each process holds whole experts, the next n_experts / processes, and has every token, as under tensor
+    parallelism: it runs its own, and the sum over the processes is the mixture. For inference: nothing travels but that
+    sum.
+    """
+
+    group: Group
+
+    def outputs(self, moe: MoE, x: Tensor, expert_ids: Tensor) -> Tensor:
+        raise NotImplementedError("experts that were dealt out have no unweighted outputs: this is for inference")
+
+    def combined(self, moe: MoE, x: Tensor, weights: Tensor, expert_ids: Tensor) -> Tensor:
+        n_own = len(moe.down)
+        own = expert_ids - self.group.rank() * n_own
+        is_mine = (own >= 0) & (own < n_own)
+        if x.is_cuda and len(x) <= FEW_TOKENS:  # no shape may depend on what was chosen: others' weigh nothing
+            return reduce_from(moe.own_combined(x, weights * is_mine, own.remainder(n_own)), self.group)
+        out, (rows, choices) = torch.zeros_like(x), is_mine.nonzero(as_tuple=True)
+        if len(rows):
+            y = moe.own_combined(x[rows], weights[rows, choices][:, None], own[rows, choices][:, None])
+            out.index_add_(0, rows, y)
+        return reduce_from(out, self.group)
 
 
 def _run(moe: MoE, rows: Tensor, arriving: Tensor) -> Tensor:

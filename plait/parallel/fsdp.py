@@ -2,7 +2,8 @@
 time.
 
 Gradients are sums: the loss is divided by the global number of labels before, so nothing is divided here. SSM
-parameters (0.02 % of the weights, fp32) are left out and their gradients summed in `gradients.py`.
+parameters (0.02 % of the weights, fp32) are left out and their gradients summed in `gradients.py`. Experts that one
+process alone holds are left out too: FSDP over a mesh of one would copy them, and their gradients, at every use.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def shard_parameters(
     gradients are reduced in fp32). Mutates and returns the model.
     """
     places = {parameter: placement_of(table, name) for name, parameter in model.named_parameters()}
-    whole = {parameter for parameter, place in places.items() if not place.sharded}
+    alone = mesh.config.efsdp * mesh.config.dp_replicate == 1 and dtype is None  # nobody to share experts with
+    whole = {p for p, place in places.items() if not place.sharded or (alone and place.is_expert)}
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32)
 
     def shard(module: nn.Module, *, experts: bool = False, again: bool = True) -> None:
@@ -42,7 +44,7 @@ def shard_parameters(
 
     for layer in cast(list[Layer], list(model.layers)):
         ffn = layer.ffn
-        if isinstance(ffn, MoE) and places[ffn.gate_up].is_expert:
+        if isinstance(ffn, MoE) and places[ffn.gate_up].is_expert and not alone:
             shard(ffn.router)
             shard(ffn, experts=True)
             register_fsdp_forward_method(ffn, "observed")

@@ -53,34 +53,27 @@ def gradient_norm(model: nn.Module, mesh: Mesh, table: dict[str, Placement]) -> 
     """The norm of the whole gradient, fp64, the same on every process: local squares over the number of copies, summed
     over all. Axes of any kind need no rule of their own.
     """
-    total = torch.zeros((), dtype=torch.float64, device=mesh.device)
+    by_copies: dict[int, list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            grad = local(parameter.grad)
-            wide = torch.promote_types(grad.dtype, torch.float32)
-            total += grad.to(wide).square().sum().double() / n_copies(placement_of(table, name), mesh)
+            by_copies.setdefault(n_copies(placement_of(table, name), mesh), []).append(local(parameter.grad))
+    total = torch.zeros((), dtype=torch.float64, device=mesh.device)
+    for copies, grads in by_copies.items():
+        total += _sum_of_squares(grads) / copies
     dist.all_reduce(total)
     return total.sqrt()
 
 
-def clip_gradients(model: nn.Module, mesh: Mesh, table: dict[str, Placement], max_norm: float) -> Tensor:
-    """Scale all gradients so that their norm is at most max_norm; returns the norm before. Mutates the gradients."""
-    norm = gradient_norm(model, mesh, table)
-    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            local(parameter.grad).mul_(scale.to(parameter.grad.dtype))
-    return norm
+def plain_gradient_norm(model: nn.Module) -> Tensor:
+    """`gradient_norm` on one process."""
+    return _sum_of_squares([p.grad for p in model.parameters() if p.grad is not None]).sqrt()
 
 
-def clip_plain_gradients(model: nn.Module, max_norm: float) -> Tensor:
-    """`clip_gradients` on one process. Mutates the gradients.
-
-    A factor of each gradient's own type: with another, all are multiplied one by one, and three times slower.
-    """
-    grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads)
-    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for dtype in {grad.dtype for grad in grads}:
-        torch._foreach_mul_([grad for grad in grads if grad.dtype == dtype], scale.to(dtype))
-    return norm
+def _sum_of_squares(tensors: list[Tensor]) -> Tensor:
+    """fp64, by one read: each tensor's own sum in fp32 or wider."""
+    sums = []
+    for dtype in {tensor.dtype for tensor in tensors}:
+        same = [tensor for tensor in tensors if tensor.dtype == dtype]
+        norms = torch._foreach_norm(same, 2, dtype=torch.promote_types(dtype, torch.float32))
+        sums.append(torch.stack(norms).double().square().sum())
+    return torch.stack(sums).sum()

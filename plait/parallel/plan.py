@@ -18,7 +18,7 @@ from plait.parallel.context import cut_columns, cut_layout
 from plait.parallel.cross_entropy import cross_entropy
 from plait.parallel.expert import expert_parallel
 from plait.parallel.fsdp import shard_parameters
-from plait.parallel.gradients import clip_gradients, clip_plain_gradients, finish_gradients
+from plait.parallel.gradients import finish_gradients, gradient_norm, plain_gradient_norm
 from plait.parallel.mesh import Mesh
 from plait.parallel.placement import Placement, placement_of, placements
 from plait.parallel.tensor import TensorGroup, tensor_parallel
@@ -89,27 +89,40 @@ class Plan:
         dist.all_reduce(out, op=dist.ReduceOp.MAX)
         return out
 
-    def clip(self, model: LanguageModel, max_norm: float) -> Tensor:
-        """Complete the gradients after the last backward pass of a step, and clip them to a global norm; returns the
-        norm before. Mutates the gradients.
+    def gradient_norm(self, model: LanguageModel) -> Tensor:
+        """Complete the gradients after the last backward pass of a step; their norm over all processes. Mutates the
+        gradients.
         """
         if self.mesh is None:
-            return clip_plain_gradients(model, max_norm)
+            return plain_gradient_norm(model)
         finish_gradients(model, self.mesh, self.table)
-        return clip_gradients(model, self.mesh, self.table, max_norm)
+        return gradient_norm(model, self.mesh, self.table)
 
 
-def parallelize(model: LanguageModel, mesh: Mesh, *, dtype: torch.dtype | None = None) -> Plan:
-    """Spread a finished model, the same on every process, over the mesh. `dtype`: of the products; None keeps the
-    parameters'. Mutates the model; an optimizer is made afterwards.
+def split(model: LanguageModel, mesh: Mesh) -> LanguageModel:
+    """Keep this process's slices over tp and ep, and join the slices' work. The model may lie on the meta device, to be
+    filled through `Placement.share` afterwards: then it is never whole. Mutates and returns it.
     """
     config = mesh.config
-    tp = None
     if config.tp > 1:
         tensor_parallel(model, mesh.tp_group, sequence=config.sequence, experts=config.ep == 1)
-        tp = TensorGroup(mesh.tp_group, config.sequence)
     if config.ep > 1:
         expert_parallel(model, mesh.ep_group)
-    table = placements(model.config, tp=config.tp, ep=config.ep, sequence=config.splits_tokens)
+    return model
+
+
+def table_of(model: LanguageModel, mesh: Mesh) -> dict[str, Placement]:
+    """Where the parts of every parameter lie."""
+    config = mesh.config
+    return placements(model.config, tp=config.tp, ep=config.ep, sequence=config.splits_tokens)
+
+
+def parallelize(model: LanguageModel, mesh: Mesh, *, dtype: torch.dtype | None = None, is_split: bool = False) -> Plan:
+    """Spread a finished model, the same on every process (or already `split`), over the mesh. `dtype`: of the products;
+    None keeps the parameters'. Mutates the model; an optimizer is made afterwards.
+    """
+    if not is_split:
+        split(model, mesh)
+    table = table_of(model, mesh)
     shard_parameters(model, mesh, table, dtype=dtype)
-    return Plan(mesh, table, tp)
+    return Plan(mesh, table, TensorGroup(mesh.tp_group, mesh.config.sequence) if mesh.config.tp > 1 else None)

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from plait.config import ModelConfig
 from plait.model.attention import Attention
 from plait.model.feed_forward import MLP, MoE, combine
 from plait.model.linear import Embedding, Linear, scaled_linear
@@ -55,7 +56,7 @@ class TensorGroup:
 
 
 def tensor_parallel(
-    model: LanguageModel, group: Group, *, sequence: bool = False, experts: bool = True
+    model: LanguageModel, group: Group, *, sequence: bool = False, experts: bool = True, is_sliced: bool = False
 ) -> LanguageModel:
     """Keep this process's slice of every parameter and join the slices' work. Mutates and returns the model.
 
@@ -64,16 +65,18 @@ def tensor_parallel(
     afterwards through `Placement.share`. int8 weights are sliced with their row scales; packed ones (`ops.moe.prepare`)
     must be packed afterwards. `experts` False leaves the mixtures whole, for expert parallelism.
 
-    Every process gives the same whole model. ValueError, with the reason, for one that doesn't divide evenly.
+    Every process gives the same whole model, or, with `is_sliced`, its own share of every part (`slice_part`).
+    ValueError, with the reason, for one that doesn't divide evenly.
     """
     check_tensor_split(model.config, group.size(), experts=experts)
-    _check_quantized(model)
     tp = TensorGroup(group, sequence)
-    table = placements(model.config, tp=group.size(), sequence=sequence)
-    if not experts:
-        moe = {f"layers.{i}.ffn." for i, kind in enumerate(model.config.layer_kinds()) if kind.ffn == "moe"}
-        table = {name: place for name, place in table.items() if not name.startswith(tuple(moe))}
-    slice_parameters(model, table, tp=tp.place)
+    if not is_sliced:
+        _check_quantized(model)
+        table = placements(model.config, tp=group.size(), sequence=sequence)
+        if not experts:
+            moe = {f"layers.{i}.ffn." for i, kind in enumerate(model.config.layer_kinds()) if kind.ffn == "moe"}
+            table = {name: place for name, place in table.items() if not name.startswith(tuple(moe))}
+        slice_parameters(model, table, tp=tp.place)
     model.embed = VocabularyEmbedding(model.embed, tp)
     model.whole_vocabulary = functools.partial(_whole_vocabulary, tp=tp)  # type: ignore[method-assign]
     for layer in cast(list[Layer], list(model.layers)):
@@ -85,7 +88,20 @@ def tensor_parallel(
     return model
 
 
-def _check_quantized(model: LanguageModel) -> None:
+def slice_part(
+    name: str, part: nn.Module, *, config: ModelConfig, place: tuple[int, int], whole_experts: bool = False
+) -> None:
+    """Cut a part of a whole model (`embed`, `layers.3`, ...) down to what process `place` (rank, size) keeps of it, so
+    that a model can be loaded part by part and is never there whole. whole_experts: of a mixture, some experts rather
+    than columns of all. Mutates it. ValueError as `tensor_parallel`.
+    """
+    _check_quantized(part)
+    prefix, table = f"{name}.", placements(config, tp=place[1], ep=place[1] if whole_experts else 1)
+    own = {n.removeprefix(prefix): p for n, p in table.items() if n.startswith(prefix)}
+    slice_parameters(part, own, tp=place, ep=place if whole_experts else (0, 1))
+
+
+def _check_quantized(model: nn.Module) -> None:
     for name, scale in model.named_buffers():
         values = model.get_parameter(name.removesuffix("_scale"))
         if values.dtype == torch.uint8:

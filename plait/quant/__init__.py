@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from plait.config import ModelConfig
-from plait.model.checkpoint import load_model, read_config
+from plait.model.checkpoint import load_model, read_config, read_quantization
 from plait.model.feed_forward import SwiGLU
 from plait.model.network import LanguageModel
+from plait.model.quantization_config import format_of, matrices
 from plait.ops.moe import fp8
 from plait.quant.parts import RowRounder, calibration_walk, cast_part, model_parts, quantize_part
 from plait.quant.scheme import LEVELS, METHODS, Level, Scheme
@@ -37,11 +38,14 @@ def quantize(
     which may also come as one word, 'METHOD:LEVEL'.
 
     calibration: token ids [n_sequences, seq], which `gptq` needs. What is quantized already is left alone. Raises
-    ValueError for weights that are not finite.
+    ValueError for weights that are not finite, and for weights quantized already in another format.
     """
     if isinstance(method, str) and ":" not in method:
         method = Scheme(method, level)  # type: ignore[arg-type]
     scheme = _scheme(method)
+    for matrix in matrices(model):
+        if matrix.scale is not None and matrix.values.dtype != torch.uint8:  # laid out for a kernel: int8 rows
+            scheme.check_on((format_of(matrix.values, matrix.scale), None))
     quantizer = _Quantizer(scheme, model.config, model.dtype, calibration, model.embed.weight.device)
     for name, part in model_parts(model):
         quantizer(name, part)
@@ -56,16 +60,19 @@ def load(
     quantize: str | Scheme | None = None,
     calibration: Tensor | None = None,
     progress: Progress | None = None,
+    share: Callable[[str, nn.Module], object] | None = None,
 ) -> LanguageModel:
     """A checkpoint ready to serve: quantized while it is read (paper section 3.1), if asked (a method, 'METHOD:LEVEL',
     or a Scheme), and laid out for the device's kernels.
 
     Where rows are rounded alone, some of them are in full precision at a time: the peak is the quantized model and less
-    than one layer. gptq needs a whole layer, and its quantized form beside it. Raises what `load_model` and `quantize`
-    raise.
+    than one layer. gptq needs a whole layer, and its quantized form beside it. `share(name, part)` may cut each part
+    down to one process's share of it, quantized as the whole is. Raises what `load_model` and `quantize` raise.
     """
     config = read_config(folder)
     scheme = None if quantize is None else _scheme(quantize)
+    if scheme is not None:
+        scheme.check_on(read_quantization(folder))
     dtype = dtype or getattr(torch, config.dtype)
     quantizer, rounder = None, None
     if scheme is not None and scheme.rounds_rows:
@@ -81,6 +88,8 @@ def load(
             quantizer(name, part)
         if rounder is not None:
             rounder.check()
+        if share is not None:
+            share(name, part)
         if torch.device(device).type == "cuda":
             prepare(part)
         done += 1

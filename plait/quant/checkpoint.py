@@ -7,6 +7,7 @@ became of perplexity without a second pass.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plait.model.checkpoint import load_model, read_config, stored_dtype, stored_tensors, write_config
+from plait.model.checkpoint import (
+    load_model,
+    read_config,
+    read_quantization,
+    stored_dtype,
+    stored_tensors,
+    write_config,
+)
 from plait.model.weight_writer import WeightWriter
 from plait.model.whole_folder import complete, replacing
 from plait.quant.parts import MatrixReport, calibration_walk, cast_part, quantize_part
@@ -34,6 +42,7 @@ class Report:
 
     scheme: Scheme
     packed: bool
+    was_quantized: bool  # some weights were, in the source
     seconds: float  # reading, rounding, evaluating and writing
     rounding_seconds: float  # of these, rounding (and calibration)
     bytes_before: int  # of all tensors, as stored
@@ -69,7 +78,8 @@ def quantize_checkpoint(
     source, target = Path(source), Path(target).resolve()
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target} is a file; a model is saved as a folder")
-    config = read_config(source)
+    config, there = read_config(source), read_quantization(source)
+    scheme.check_on(there)
     dtype = torch.bfloat16 if scheme.method == "bf16" else getattr(torch, config.dtype)
     started = time.perf_counter()
     with replacing(target) as partial:
@@ -77,11 +87,19 @@ def quantize_checkpoint(
         job.start(config, dtype)
         model = load_model(source, device=device, on_part=job)
         job.writer.finish()
-        write_config(model, partial, packed=packed, method=scheme.method)
-        report = replace(job.report(), seconds=time.perf_counter() - started)
+        write_config(model, partial, packed=packed, method=(there and there[1]) or scheme.method)
+        report = replace(job.report(), was_quantized=there is not None, seconds=time.perf_counter() - started)
         (partial / REPORT).write_text(json.dumps(report.as_json(), indent=2) + "\n")
         complete(partial, target, source)
     return report
+
+
+def add_to_report(folder: str | Path, name: str, values: dict[str, Any]) -> None:
+    """Something more that was found out about a quantized folder, into its report."""
+    path = Path(folder) / REPORT
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(json.loads(path.read_text()) | {name: values}, indent=2) + "\n")
+    os.replace(partial, path)
 
 
 class _Job:
@@ -151,6 +169,6 @@ class _Job:
         quality = compared(self.ends[0], self.ends[1]) if self.ends else None
         (before, ffn_before), (after, ffn_after) = self.bytes["before"], self.bytes["after"]
         return Report(
-            self.scheme, self.packed, 0.0, self.rounding_seconds, before, after, ffn_before, ffn_after,
+            self.scheme, self.packed, False, 0.0, self.rounding_seconds, before, after, ffn_before, ffn_after,
             tuple(self.matrices), quality,
         )  # fmt: skip

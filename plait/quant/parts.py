@@ -138,7 +138,10 @@ def calibration_walk(
     if scheme.method != "gptq":
         return None
     if calibration is None:
-        raise ValueError("method='gptq' needs calibration: token ids [n_sequences, seq] of text like its future input")
+        raise ValueError(
+            "method='gptq' needs calibration: token ids [n_sequences, seq] of text like its future input; `plait "
+            "quantize SRC DST --method gptq --calibration FILE` writes a checkpoint once and for all"
+        )
     if config.tie_embeddings and scheme.head:
         raise ValueError("gptq can't quantize a tied head: the embedding is used before the head's inputs are known")
     return Walk(calibration, dtype, device)

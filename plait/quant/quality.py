@@ -39,20 +39,27 @@ class Quality:
 
     @property
     def perplexity_before(self) -> float:
-        return math.exp(self.loss_before)
+        return _exp(self.loss_before)
 
     @property
     def perplexity_after(self) -> float:
-        return math.exp(self.loss_after)
+        return _exp(self.loss_after)
 
     @property
     def perplexity_change(self) -> float:
         """0.001 is 0.1 % worse."""
-        return math.expm1(self.loss_after - self.loss_before)
+        change = self.loss_after - self.loss_before
+        return math.expm1(change) if abs(change) < 0.1 else _exp(change) - 1
 
     def as_json(self) -> dict[str, Any]:
+        """What is inf or nan, as after an overflow, is null: JSON has no word for it."""
         derived = ("perplexity_before", "perplexity_after", "perplexity_change")
-        return asdict(self) | {name: getattr(self, name) for name in derived}
+        values = asdict(self) | {name: getattr(self, name) for name in derived}
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if nats < 700 or math.isnan(nats) else math.inf  # a broken model must not stop the report
 
 
 class Head:
@@ -131,10 +138,13 @@ class Fp16Report:
         return tuple(site for site in self.sites if site.overflows)
 
     def as_json(self) -> dict[str, Any]:
+        def told(site: Site) -> dict[str, Any]:
+            return asdict(site) | {"max_abs": site.max_abs if math.isfinite(site.max_abs) else None}
+
         largest = sorted(self.sites, key=lambda site: -site.max_abs)[:10]
         return {
-            "overflowing": [asdict(site) for site in self.overflowing],
-            "largest": [asdict(site) for site in largest],
+            "overflowing": [told(site) for site in self.overflowing],
+            "largest": [told(site) for site in largest],
             "weights_not_finite": list(self.weights_not_finite),
             "quality": self.quality.as_json(),
         }

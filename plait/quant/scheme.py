@@ -72,6 +72,28 @@ class Scheme:
             return WeightFormat("fp8")
         return WeightFormat("int4" if self.bits == 4 else "int8", self.group)
 
+    def check_on(self, there: tuple[WeightFormat, str | None] | None) -> None:
+        """ValueError where a model whose weights are quantized already (in a format, by a method if that is known)
+        can't become what this scheme says, which takes them in full precision. Where the format is the same they are
+        left as they are.
+        """
+        if there is None:
+            return
+        form, method = there
+        options = [name for name in ("clip", "act_order", "bf16_scales") if getattr(self, name)]
+        other = self.method == "bf16" or self.form != form or (self.method == "gptq" and method != "gptq")
+        if other or options:
+            have = f"{form.kind}, " + ("a scale per row" if form.group is None else f"groups of {form.group}")
+            raise ValueError(
+                f"weights are quantized already ({have}{f', by {method}' if method else ''}); "
+                f"{self._asked(options)} needs them in full precision: give the checkpoint that they were made from"
+            )
+
+    def _asked(self, options: list[str]) -> str:
+        bits = f" with bits={self.bits}" if self.method == "gptq" else ""
+        group = f" with group={self.group}" if self.group is not None else ""
+        return " and ".join(options) if options and self.method != "gptq" else f"method={self.method!r}{bits}{group}"
+
     def chosen(self, part: nn.Module, prefix: str, *, tied: bool) -> Iterator[Matrix]:
         """The matrices of a part of a model (named `prefix`) to quantize: those that are not yet."""
         for matrix in matrices(part, prefix):

@@ -11,14 +11,25 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from plait.recipes.preferences import dpo
 from plait.recipes.sft import sft_demo, sft_long
-from plait.recipes.stages import midtrain_256k, midtrain_docs, midtrain_docs_256k, pretrain_docs, pretrain_mini
+from plait.recipes.stages import (
+    midtrain_256k,
+    midtrain_docs,
+    midtrain_docs_256k,
+    pretrain_docs,
+    pretrain_mini,
+    sft_docs,
+    sft_mini,
+)
+from plait.recipes.stages_cpu import midtrain_cpu, midtrain_cpu_16k, pretrain_cpu, sft_cpu
 from plait.recipes.tiny import demo, tiny_cpu
 from plait.train.config import TrainConfig, with_settings
 
 Recipe = Callable[[], TrainConfig]
 _SHIPPED: tuple[Recipe, ...] = (
-    tiny_cpu, demo, pretrain_docs, midtrain_docs, midtrain_docs_256k, sft_demo, sft_long, pretrain_mini, midtrain_256k,
+    tiny_cpu, demo, sft_demo, sft_long, dpo, pretrain_cpu, midtrain_cpu, midtrain_cpu_16k, sft_cpu,
+    pretrain_docs, midtrain_docs, midtrain_docs_256k, sft_docs, pretrain_mini, midtrain_256k, sft_mini,
 )  # fmt: skip
 RECIPES: dict[str, Recipe] = {recipe.__name__: recipe for recipe in _SHIPPED}
 

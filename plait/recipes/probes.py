@@ -1,19 +1,86 @@
-"""Recall and copying during training: what `plait eval recall` and `copying` measure, on the model as it is now."""
+"""What runs measure on their models beside the loss: RULER through our own engine, recall and copying."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+import plait.data
 from plait.eval.recall import COPYING, RECALL
+from plait.eval.ruler import RULER
+from plait.eval.ruler.scoring import as_length
+from plait.eval.runner import run_task
 from plait.eval.statistics import mean_of_groups
 from plait.eval.task import Answer, Inputs, Task
+from plait.model.checkpoint import load_model
 from plait.model.network import LanguageModel
+from plait.serve import LLM
 from plait.text import Completion, GenerationRequest, Score, ScoreRequest
+from plait.train.config import TrainConfig
+from plait.train.processes import pick_device
 
 _ROWS = 16
+_BATCH = 4  # answers written at once
+
+
+def measure(config: TrainConfig, folder: Path, out: Path) -> dict[str, float]:
+    """What `config.probes` asks for, of the model in `folder`, from 0 to 100: `ruler/4K` and its tasks as
+    `ruler/4K/vt` …, `recall` and `recall/4` …, `copying` …; what RULER asked and got goes to `out`.
+    """
+    device, probes = str(pick_device(config.device)), config.probes
+    found: dict[str, float] = {}
+    if probes.recall_samples:
+        model = load_model(folder, device=device)
+        scores = recall_probe(model, samples=probes.recall_samples, seed=config.seed)
+        found |= {name: 100 * score for name, score in scores.items()}
+        del model
+    if probes.ruler_samples:
+        found |= ruler_probe(
+            folder, out, lengths=probes.ruler_lengths, samples=probes.ruler_samples, tasks=probes.ruler_tasks,
+            device=device, seed=config.seed,
+        )  # fmt: skip
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    return found
+
+
+def ruler_probe(
+    folder: Path,
+    out: Path,
+    *,
+    lengths: Sequence[int] = (4096,),
+    samples: int = 4,
+    tasks: Sequence[str] = (),
+    device: str = "cpu",
+    seed: int = 0,
+) -> dict[str, float]:
+    """RULER on the model in `folder`: by length the mean of its tasks (`ruler/4K`) and each of them, 0 to 100.
+
+    `samples` a task and length; the same for the same seed and tokenizer. `out` gets prompts and answers, as from
+    `plait eval ruler`; a probe that was stopped goes on there.
+    """
+    llm = LLM(folder, device=device, max_context=max(lengths), max_running=_BATCH, prefix_cache=False)
+    inputs = Inputs(
+        tokenizer=llm.tokenizer,
+        chat_template=llm.chat_template,
+        prompt_format="chat",
+        prose=Path(plait.data.__file__).parent / "corpus",
+        seed=seed,
+        limit=samples,
+        options={"lengths": ",".join(map(str, lengths)), "tasks": ",".join(tasks)},
+    )
+    summary = run_task(RULER, llm, out, inputs, model=str(folder), batch_size=_BATCH)["summary"]
+    found: dict[str, float] = {}
+    for length in map(str, sorted(lengths)):
+        found[f"ruler/{as_length(int(length))}"] = summary["by_length"][length]
+        for task, scores in summary["by_task"].items():
+            found[f"ruler/{as_length(int(length))}/{task}"] = scores[length]
+    return found
 
 
 def recall_probe(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from plait.recipes.tiny import demo
-from plait.train.config import DataConfig, LossConfig, OptimConfig, TrainConfig
+from plait.train.config import DataConfig, LossConfig, OptimConfig, ProbeConfig, TrainConfig
 
 _DEMO_FOLDER = str(Path(__file__).parents[1] / "demo")
 
@@ -36,13 +36,18 @@ def sft_demo() -> TrainConfig:
         eval_every=10,
         eval_rows=16,
         checkpoint_every=20,
+        probes=ProbeConfig(ruler_samples=2, ruler_lengths=(1024, 4096), recall_samples=32),
     )
 
 
 def sft_long() -> TrainConfig:
     """The same on long rows, so that contexts learned before aren't unlearned: short and long conversations in one mix.
 
-    Add `--context 12000` to `plait synth document_qa`, and its file to the mix with `--long-context FILE`. A row is as
-    long as the longest conversation; memory is that of 16,384 tokens at once. 2 CPU cores, about an hour.
+    Long ones: `plait synth table_qa --distractors plait/data/corpus --max-distractors 24`, or `plait synth document_qa
+    --context 12000`; their file goes into the mix with `--long-context FILE`. A row is as long as the longest
+    conversation; memory is that of 16,384 tokens at once. 2 CPU cores, about 15 minutes (an estimate: not run, but
+    sft_cpu was).
     """
-    return replace(sft_demo(), name="sft_long", seq=16_384, batch=1, steps=100, eval_rows=2)
+    base = sft_demo()
+    probes = replace(base.probes, ruler_lengths=(1024, 8192))
+    return replace(base, name="sft_long", seq=16_384, batch=1, steps=100, eval_rows=2, probes=probes)

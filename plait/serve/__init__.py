@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from plait.serve.llm import LLM, find_model
+    from plait.serve.service import Grammar
     from plait.text import SamplingParams
 
-__all__ = ["LLM", "SamplingParams", "find_model"]
+__all__ = ["LLM", "Grammar", "SamplingParams", "find_model"]
 
-_HOMES = {"LLM": "plait.serve.llm", "SamplingParams": "plait.text", "find_model": "plait.serve.llm"}
+_HOMES = {
+    "LLM": "plait.serve.llm",
+    "Grammar": "plait.serve.service",
+    "SamplingParams": "plait.text",
+    "find_model": "plait.serve.llm",
+}
 
 
 def __getattr__(name: str) -> object:

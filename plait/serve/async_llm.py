@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import subprocess
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -111,9 +112,10 @@ class AsyncLLM:
         self, request: GenerationRequest, *, priority: int = 0, grammar: Grammar | None = None
     ) -> AsyncGenerator[Delta, None]:
         """The pieces of all n answers as they come (`Service.answers`)."""
-        asked = self.prompts.request(
-            request, priority=priority, grammar=grammar, is_private=not self.options.prefix_cache
+        make = partial(
+            self.prompts.request, request, priority=priority, grammar=grammar, is_private=not self.options.prefix_cache
         )
+        asked = await asyncio.to_thread(make) if _is_long(request) else make()
         control_tokens = request.messages is not None
         texts = [AnswerText(asked, self.tokenizer, nth, control_tokens=control_tokens) for nth in range(asked.params.n)]
         open_answers = set(range(asked.params.n))
@@ -241,6 +243,13 @@ class AsyncLLM:
     def _lose(self, reason: str) -> None:
         for queue in self._waiting.values():
             queue.put_nowait(Failed(reason))
+
+
+def _is_long(request: GenerationRequest) -> bool:
+    """Whether cutting its text into tokens takes long enough (ms) for other streams to notice."""
+    messages: Sequence[Any] = request.messages or ()
+    texts = [request.prompt, *(m.get("content") for m in messages), *(d.get("text") for d in request.documents or ())]
+    return sum(len(text) for text in texts if isinstance(text, str)) > 20_000
 
 
 def _checked(message: Any, kind: type) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -17,6 +18,7 @@ from plait.model.linear import route_fp32_products
 from plait.model.network import LanguageModel
 from plait.model.state import PAGE_SIZE
 from plait.serve.engine import Engine
+from plait.serve.few import MOST_TOKENS
 from plait.serve.fit import Fitted, fit_pools
 from plait.serve.options import EngineOptions
 from plait.serve.prompts import Prompts
@@ -92,7 +94,12 @@ def engine_of(loaded: Loaded, executor: Runner | SharedExecutor, options: Engine
         executor,
         fitted.sizes,
         page_size=PAGE_SIZE,
-        limits=Limits(options.max_batched_tokens, options.max_running, options.n_drafts),
+        limits=Limits(
+            options.max_batched_tokens,
+            options.max_running,
+            options.n_drafts,
+            few_tokens=MOST_TOKENS if loaded.runner.device.type == "cpu" else 0,
+        ),
         page_bytes=fitted.page_bytes,
         state_bytes=fitted.state_bytes,
         ladder=options.ladder,
@@ -107,7 +114,10 @@ def check_split(options: EngineOptions) -> None:
 
     if options.device.startswith("cuda") and torch.cuda.device_count() < options.tensor_parallel:
         raise ValueError(f"tensor_parallel={options.tensor_parallel}: torch sees {torch.cuda.device_count()} GPUs here")
-    check_tensor_split(read_config(find_model(options.model)), options.tensor_parallel)
+    config, n = read_config(find_model(options.model)), options.tensor_parallel
+    check_tensor_split(config, n, experts=not options.expert_parallel)
+    if options.expert_parallel and (config.n_experts % n or not config.n_moe_layers):
+        raise ValueError(f"expert_parallel: tensor_parallel={n} must divide n_experts={config.n_experts}")
 
 
 def build_runner(options: EngineOptions, group: Group | None = None) -> Loaded:
@@ -122,14 +132,24 @@ def build_runner(options: EngineOptions, group: Group | None = None) -> Loaded:
         progress = None if options.quantize is None else quant.say_progress
         model = quant.load(folder, device=device, dtype=dtype, quantize=options.quantize, progress=progress)
     else:
-        from plait.parallel.tensor import tensor_parallel  # brings torch's compiler: seconds, for those who need it
-
-        device = torch.device("cuda", group.rank()) if device.type == "cuda" else device
-        model = tensor_parallel(quant.load(folder, dtype=dtype, quantize=options.quantize), group).to(device)
-        if device.type == "cuda":
-            quant.prepare(model)
+        model = _load_share(
+            folder, torch.device("cuda", group.rank()) if device.type == "cuda" else device, options, group
+        )
     prompts = Prompts.of_folder(folder, model.config)
     return with_pools(model, prompts, options, split=1 if group is None else group.size())
+
+
+def _load_share(folder: Path, device: torch.device, options: EngineOptions, group: Group) -> LanguageModel:
+    """What this process of a group holds of a model, cut out of each part as it is read: a whole model is nowhere."""
+    from plait.parallel.expert import deal_experts
+    from plait.parallel.tensor import slice_part, tensor_parallel  # bring torch's compiler: seconds
+
+    dtype = None if options.dtype is None else _dtype("dtype", options.dtype)
+    dealt, place = options.expert_parallel, (group.rank(), group.size())
+    share = partial(slice_part, config=read_config(folder), place=place, whole_experts=dealt)
+    model = quant.load(folder, device=device, dtype=dtype, quantize=options.quantize, share=share)
+    model = tensor_parallel(model, group, experts=not dealt, is_sliced=True)
+    return deal_experts(model, group) if dealt else model
 
 
 def with_pools(model: LanguageModel, prompts: Prompts, options: EngineOptions, *, split: int = 1) -> Loaded:
@@ -143,6 +163,7 @@ def with_pools(model: LanguageModel, prompts: Prompts, options: EngineOptions, *
         dtype=_name(model.dtype),
         kv_dtype=_name(kv_dtype),
         free_bytes=_free_bytes(device) * split,  # each process holds a share of every state and page
+        all_bytes=None if device.type == "cuda" else _memory_bytes(),
     )
     prompts.max_context, sizes = fitted.max_context, fitted.sizes
     runner = Runner(
@@ -160,7 +181,7 @@ def with_pools(model: LanguageModel, prompts: Prompts, options: EngineOptions, *
         static=False if split > 1 and device.type == "cpu" else None,  # a tape holds no collectives
     )
     if device.type == "cuda":
-        runner.warm_up()
+        runner.warm_up(options.max_batched_tokens)
     return Loaded(model, runner, prompts, fitted)
 
 
@@ -177,7 +198,11 @@ def _name(dtype: torch.dtype) -> Dtype:
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
-    return int(CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return int(CPU_SHARE * _memory_bytes())
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _device(name: str) -> torch.device:

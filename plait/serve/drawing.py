@@ -108,7 +108,7 @@ class Recipe:
         self.n_sampled = len(sampled)
         self.temperature = self._column([max(params[i].temperature, COLDEST) for i in sampled])
         cut = [j for j, i in enumerate(sampled) if _is_cut(starts[i], vocab_size)]
-        whole = [j for j in range(len(sampled)) if j not in set(cut)]
+        whole = sorted(set(range(len(sampled))) - set(cut))
         self.whole = self._index(whole) if cut else None  # rows among the sampled ones; None: all
         self.n_whole = len(whole)
         self.cuts = self._cuts([starts[sampled[j]] for j in cut], cut, len(sampled)) if cut else None
@@ -203,8 +203,8 @@ def draw(
 
 def _greatest(logits: Tensor) -> Tensor:
     """The first of the greatest logits of each row; on a CPU by NumPy, whose search is several times as fast."""
-    if logits.device.type == "cpu" and logits.dtype == torch.float32:
-        return torch.from_numpy(logits.detach().numpy().argmax(-1))
+    if logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.bfloat16):
+        return torch.from_numpy(logits.detach().float().numpy().argmax(-1))
     return logits.argmax(-1)
 
 

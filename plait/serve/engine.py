@@ -8,6 +8,8 @@ token that only the device knows yet, and a row whose sequence turns out to have
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import perf_counter
 
 from plait.serve.live import running_answers, tree_branches
@@ -107,24 +109,37 @@ class Engine:
         An exception from the executor ends every request: `reset` has run when it leaves here.
         """
         begin = perf_counter()
-        try:
+        if not self.launch():
+            return []
+        outputs = self.collect()
+        self._step_ms = (perf_counter() - begin) * 1e3
+        return outputs
+
+    def launch(self) -> bool:
+        """The first half of a step: plan one and set it going. Whether a result is due."""
+        with self._all_or_nothing():
             plan = self.scheduler.plan()
             if plan is not None:
                 self.executor.launch(plan)
                 self._under_way.append(plan)
-            elif not self._under_way:
-                assert not self._live, "sequences are left that can't run"
-                return []
-            if len(self._under_way) <= self._n_ahead and plan is not None:
-                return []
+            assert self._under_way or not self._live, "sequences are left that can't run"
+            return len(self._under_way) > (self._n_ahead if plan is not None else 0)
+
+    def collect(self) -> list[Output]:
+        """The second half: wait for the oldest step under way, and take in what it brought."""
+        with self._all_or_nothing():
             result = self.executor.collect()
             outputs = self._commit(self._under_way.popleft(), result)
+        self._n_steps += 1
+        return outputs
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        try:
+            yield
         except BaseException:
             self.reset()
             raise
-        self._n_steps += 1
-        self._step_ms = (perf_counter() - begin) * 1e3
-        return outputs
 
     def reset(self) -> None:
         """Drop every request, everything cached and every step under way."""

@@ -28,9 +28,16 @@ class Fitted:
 
 
 def fit_pools(
-    config: ModelConfig, options: EngineOptions, *, page_size: int, dtype: Dtype, kv_dtype: Dtype, free_bytes: int
+    config: ModelConfig,
+    options: EngineOptions,
+    *,
+    page_size: int,
+    dtype: Dtype,
+    kv_dtype: Dtype,
+    free_bytes: int,
+    all_bytes: int | None = None,
 ) -> Fitted:
-    """Pools for `free_bytes` of device memory beside the weights.
+    """Pools for `free_bytes` of device memory beside the weights; a size that was asked for may take `all_bytes`.
 
     Every running sequence has a slot, and one sequence of max_context tokens has pages. If that doesn't fit and
     max_context was not given, it is what fits; if it was given, ValueError says what does.
@@ -40,6 +47,11 @@ def fit_pools(
     left = free_bytes - n_slots * state_bytes
     most_states = MOST_STATES * options.max_running
     n_pages = _pages(options.cache_tokens, left, page_bytes, page_size)
+    if options.cache_tokens is not None and n_pages * page_bytes > max(left, all_bytes or 0):
+        raise ValueError(
+            f"cache_tokens={options.cache_tokens} take {n_pages * page_bytes / GIB:.2f} GiB, there are "
+            f"{max(left, all_bytes or 0) / GIB:.2f}: ask for fewer"
+        )
     wanted = options.max_context or config.max_context
     max_context = min(wanted, n_pages * page_size)
     if max_context < 1 or (options.max_context and max_context < wanted):

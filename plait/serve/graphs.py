@@ -51,12 +51,11 @@ class StaticDecode:
 
     def fill(self, rows: Rows) -> None:
         """Put rows into the buffers, padding behind them."""
-        padding = self.size - len(rows.slots)
         arrays: list[np.ndarray] = [
-            np.pad(rows.known, (0, padding)),
-            np.pad(rows.seats, (0, padding)),
-            np.pad(rows.slots, (0, padding), constant_values=self.spare),
-            np.pad(rows.contexts, (0, padding), constant_values=1),
+            _padded(rows.known, self.size, 0),
+            _padded(rows.seats, self.size, 0),
+            _padded(rows.slots, self.size, self.spare),
+            _padded(rows.contexts, self.size, 1),
             *([rows.news] if len(rows.news) else []),
         ]
         numbers = sent_together(arrays, self.last.device)
@@ -91,6 +90,15 @@ class StaticDecode:
             page_table=self.page_table,
         )
         return self.model.logits(self.model(self.token_ids, layout, self.state, keep="none").hidden)
+
+
+def _padded(values: np.ndarray, size: int, padding: int) -> np.ndarray:
+    """np.pad at a twentieth of its time."""
+    if len(values) == size:
+        return values
+    whole = np.full(size, padding, values.dtype)
+    whole[: len(values)] = values
+    return whole
 
 
 class DecodeGraphs:
@@ -153,7 +161,10 @@ class DecodeGraphs:
     def _kept(self, static: StaticDecode) -> Callable[[], object]:
         if self.why_not is not None or (self._keep and not self._is_cuda):
             return static.step
-        kept = self._captured(static) if self._is_cuda else _taped(static)
+        kept = captured(static.step, self._pool) if self._is_cuda else _taped(static)
+        if isinstance(kept, torch.cuda.CUDAGraph):
+            self._pool = kept.pool()
+            return kept.replay
         if not isinstance(kept, str):
             return kept
         self.why_not = kept
@@ -162,22 +173,22 @@ class DecodeGraphs:
         )
         return static.step
 
-    def _captured(self, static: StaticDecode) -> Callable[[], object] | str:
-        """The step as a CUDA graph, or why not."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+
+def captured(step: Callable[[], object], pool: Any) -> torch.cuda.CUDAGraph | str:
+    """A step as a CUDA graph that shares the memory of `pool` (None: its own), or why not."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    try:
         with torch.cuda.stream(stream):  # kernels are compiled and buffers made before the capture
             for _ in range(2):
-                static.step()
+                step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                static.step()
-        except RuntimeError as error:
-            return str(error).splitlines()[0]
-        self._pool = graph.pool()
-        return graph.replay
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            step()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return graph
 
 
 def _taped(static: StaticDecode) -> Callable[[], object] | str:

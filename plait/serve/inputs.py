@@ -187,5 +187,6 @@ def layout_of(rows: Rows, tables: PageTables, last: Tensor) -> tuple[Tensor, Lay
         context_lens=contexts,
         page_table=tables.device[:, : rows.width][slots],
         exports=exports,
+        lengths=(rows.starts.tolist(), rows.contexts.tolist()),
     )
     return token_ids[None], layout

@@ -6,8 +6,9 @@ call or one before, starts where that one's state was kept.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from plait.serve.engine import Engine
 from plait.serve.options import EngineOptions
 from plait.serve.prompts import Prompts
 from plait.serve.request import Request
-from plait.serve.service import Delta, EngineError
+from plait.serve.service import Delta, EngineError, Grammar
 from plait.text import Completion, GenerationRequest, SamplingParams, Score, ScoreRequest
 
 if TYPE_CHECKING:
@@ -46,43 +47,55 @@ class LLM:
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         quantize: str | None = None,
+        kv_dtype: str | None = None,
         max_context: int | None = None,
         max_batched_tokens: int = 2048,
         max_running: int = 16,
         prefix_cache: bool = True,
         cache_tokens: int | None = None,
         host_gib: float = 0.0,
+        disk: str | Path | None = None,
+        disk_gib: float = 0.0,
         n_drafts: int = 0,
         tensor_parallel: int = 1,
+        expert_parallel: bool = False,
     ) -> None:
         """model: a folder, or `demo`. quantize: METHOD or METHOD:LEVEL, or None to take the weights as they are.
 
         max_context bounds prompt and answer together (None: the model's own, or what there is memory for);
         max_batched_tokens the tokens of one step, so that memory does not grow with the prompt; max_running the answers
-        written at once. cache_tokens: how many the cache has room for (None: a share of the memory). host_gib: memory
-        beside a GPU's for what its cache has no room for. n_drafts: tokens guessed from the text before and verified
-        at once. tensor_parallel: processes that share the model, each on a GPU of its own; the engine is then in
-        another process too. Raises ValueError for options that no model or this machine can have.
+        written at once. kv_dtype: of keys and values, also `int8` (None: the model's). cache_tokens: how many the cache
+        has room for (None: a share of the memory). host_gib: memory beside a GPU's for what its cache has no room for;
+        disk, a folder, and disk_gib of it: for what neither has. n_drafts: tokens guessed from the text before and
+        verified at once. tensor_parallel: processes that share the model, each on a GPU of its own; the engine is then
+        in another process too; expert_parallel: they share mixtures by whole experts. Raises ValueError for options
+        that no model or this machine can have.
         """
         options = EngineOptions(
             str(model),
             device=device,
             dtype=None if dtype is None else str(dtype).removeprefix("torch."),
             quantize=quantize,
+            kv_dtype=kv_dtype,
             max_context=max_context,
             max_batched_tokens=max_batched_tokens,
             max_running=max_running,
             prefix_cache=prefix_cache,
             cache_tokens=cache_tokens,
             host_gib=host_gib,
+            disk=None if disk is None else str(disk),
+            disk_gib=disk_gib,
             n_drafts=n_drafts,
             tensor_parallel=tensor_parallel,
+            expert_parallel=expert_parallel,
         )
         self.engine: Engine | RemoteEngine
         self._model: LanguageModel | None = None
+        self._check_grammar: Callable[[Grammar], object] = lambda _: None  # another process does it
         if tensor_parallel == 1:
             built = build(options)
             self.engine, self._model, self.prompts = built.engine, built.model, built.prompts
+            self._check_grammar = built.executor.check_grammar
         else:
             from plait.serve.remote import RemoteEngine  # what it needs is an extra
 
@@ -103,14 +116,22 @@ class LLM:
             raise ValueError("the model is shared by tensor_parallel processes: none has it whole")
         return self._model
 
-    def generate(self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None) -> list[Completion]:
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        grammar: Grammar | None = None,
+        priority: int = 0,
+    ) -> list[Completion]:
         """One completion per prompt (n side by side when a request asks for n), in order.
 
         A prompt is text, a list of token ids, or a `GenerationRequest` with its own sampling; `params` goes for the
-        others.
+        others. `grammar`: what every answer must match. `priority`: lower goes first, among streams and calls that are
+        open.
         """
         asked = [_asked(prompt, params or SamplingParams()) for prompt in _listed(prompts)]
-        requests = [self._request(one) for one in asked]
+        requests = [self._request(one, grammar, priority) for one in asked]
         answers: list[_Answer] = []
         try:
             for one, request in zip(asked, requests, strict=True):
@@ -123,14 +144,21 @@ class LLM:
             self._drop(answers)
         return [whole.completion() for whole in gathered]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        grammar: Grammar | None = None,
+        priority: int = 0,
+    ) -> Iterator[str]:
         """The text of one answer, in pieces as it is written. What is wrong with the prompt is raised at once; writing
         begins with the first piece asked for, and ends when the iterator is closed.
         """
         asked = _asked(prompt, params or SamplingParams())
         if asked.sampling.n != 1:
             raise ValueError(f"n={asked.sampling.n}: only one answer can be streamed")
-        return self._stream(asked, self._request(asked))
+        return self._stream(asked, self._request(asked, grammar, priority))
 
     def loglikelihood(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """How likely each continuation is behind its context.
@@ -146,8 +174,10 @@ class LLM:
         scoring = SamplingParams(max_tokens=0, prompt_logprobs=1)
         return [_score(completion, n) for completion, n in zip(self.generate(prompts, scoring), n_scored, strict=True)]
 
-    def _request(self, asked: GenerationRequest) -> Request:
-        return self.prompts.request(asked, is_private=self._is_private)
+    def _request(self, asked: GenerationRequest, grammar: Grammar | None, priority: int) -> Request:
+        if grammar is not None:
+            self._check_grammar(grammar)
+        return self.prompts.request(asked, grammar=grammar, priority=priority, is_private=self._is_private)
 
     def _begin(self, asked: GenerationRequest, request: Request) -> list[_Answer]:
         number = self.engine.add(request)
@@ -203,6 +233,8 @@ class LLM:
                     self.engine.abort(out.request, out.answer)
 
     def _drop(self, answers: list[_Answer]) -> None:
+        if sys.is_finalizing():  # a stream was left open: the engine goes with the process
+            return
         for answer in answers:
             if self._open.pop((answer.request, answer.nth), None) is not None:
                 self.engine.abort(answer.request, answer.nth)

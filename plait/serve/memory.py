@@ -7,6 +7,7 @@ places run out, the least valuable states and pages move to the next tier (host,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable
 
 from plait.serve.plan import Copy, Place, Tier
@@ -267,26 +268,30 @@ class Memory:
 
     def check(self, sequences: list[Sequence], spare_slots: list[int]) -> None:
         """AssertionError unless every place has exactly one owner, and locks are those of the running sequences."""
-        owned: dict[tuple[Kind, Tier], list[int]] = {key: list(pool.free) for key, pool in self.pools.items()}
+        owned = {key: list(pool.free) for key, pool in self.pools.items()}
         owned["state", "device"] += [*(s.slot for s in sequences), *spare_slots]
+        paths = [list(s.node.path()) for s in sequences]
+        n_through = Counter(node for path in paths for node in path)
+        n_evictable = 0
         for node in self.tree.nodes:
             owned["page", node.tier] += node.pages
             if node.state is not None:
-                owned[("state", node.state.tier)].append(node.state.number)
-            n_through = sum(node in s.node.path() for s in sequences)
-            assert node.locks == n_through, f"{node.locks} locks, {n_through} sequences"
+                owned["state", node.state.tier].append(node.state.number)
+            elif len(node.tokens) % self.page_size:
+                raise AssertionError("a tail without a state")
+            assert node.locks == n_through[node], f"{node.locks} locks, {n_through[node]} sequences"
             assert node.is_alive
             assert len(node.pages) == self.n_pages_for(len(node.tokens))
-            assert node.state is not None or len(node.tokens) % self.page_size == 0, "a tail without a state"
-        for s in sequences:
-            shared = [page for node in reversed(list(s.node.path())) for page in node.pages]
+            if node.locks == 0 and node.tier == "device":
+                n_evictable += len(node.pages)
+        for s, path in zip(sequences, paths, strict=True):
+            shared = [page for node in reversed(path) for page in node.pages]
             assert s.pages[: len(shared)] == shared
             assert s.n_held == len(s.pages) * self.page_size >= s.n_fed
-            assert all(node.tier == "device" for node in s.node.path())
+            assert all(node.tier == "device" for node in path)
             owned["page", "device"] += s.pages[len(shared) :]
         for key, pool in self.pools.items():
             assert sorted(owned[key]) == list(range(pool.size)), f"{key}: lost or owned twice"
-        evictable = sum(len(n.pages) for n in self.tree.nodes if n.locks == 0 and n.tier == "device")
-        assert self.tree.n_evictable == evictable
-        reached = {n for root in self.tree.roots.values() for n in root.below() if n.parent is not None}
-        assert reached == set(self.tree.nodes)
+        assert self.tree.n_evictable == n_evictable
+        reached = {n for root in self.tree.roots.values() for n in root.below()}
+        assert reached == {*self.tree.nodes, *self.tree.roots.values()}

@@ -30,6 +30,7 @@ class EngineOptions:
     ladder: int = 4096  # tokens between the states kept along a long prompt
     n_drafts: int = 0  # tokens guessed from the text before and verified at once; 0: none
     tensor_parallel: int = 1  # processes that share the model
+    expert_parallel: bool = False  # they share a mixture by whole experts, not by columns of each
 
     def __post_init__(self) -> None:
         lows = {"max_batched_tokens": 1, "max_running": 1, "ladder": 1, "tensor_parallel": 1, "n_drafts": 0}
@@ -38,6 +39,8 @@ class EngineOptions:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ValueError(f"{name}={value} must be at least {low}")
+        if self.expert_parallel and self.tensor_parallel == 1:
+            raise ValueError("expert_parallel deals experts out to processes: give tensor_parallel at least 2")
         if (self.disk is None) != (self.disk_gib == 0):
             raise ValueError(
                 f"disk={self.disk!r} and disk_gib={self.disk_gib} go together: a folder, and how much of it"

@@ -17,12 +17,15 @@ from torch import Tensor
 from plait.model.layout import Layout, Segment
 from plait.model.network import LanguageModel
 from plait.model.state import PAGE_SIZE, State
+from plait.model.warm_up import warm_up
 from plait.serve.drawing import Bans, Histories, Recipe, draw, has_penalties, request_key, uniforms
+from plait.serve.few import ShortSteps
 from plait.serve.grammar import Grammars, Guide
 from plait.serve.graphs import DecodeGraphs
 from plait.serve.inputs import PageTables, Rows, layout_of, sent, sent_together
 from plait.serve.logprobs import SLICE, joined, logprobs_of
 from plait.serve.plan import Row, Start, StepPlan, StepResult
+from plait.serve.prefill_graphs import PrefillGraphs
 from plait.serve.results import Arriving, DrawnRow, Pending, prompt_after
 from plait.serve.service import Grammar
 from plait.serve.tiers import Tiers
@@ -90,7 +93,7 @@ class Runner:
             self._tiers = Tiers(self.state, host_states=host_states, host_pages=host_pages, disk=disk)
             self.max_running, self.split = min(max_running or n_slots, n_slots), split
             self._static = static
-            self.graphs = self._graphs()
+            self.graphs, self.short, self.prefills = self._graphs(), self._short(), self._prefills()
         self.n_slots, self.n_pages, self.chunk = n_slots, n_pages, chunk
         self._seats: dict[int, int] = {}  # sequence -> where its last drawn token is kept, from start to release
         self._free_seats = list(range(4 * n_slots))
@@ -123,8 +126,15 @@ class Runner:
         pending.digest()
         return pending.result()
 
-    def warm_up(self) -> None:
-        """Make all static decode steps now rather than when they are first needed."""
+    @torch.inference_mode()
+    def warm_up(self, most_tokens: int | None = None) -> None:
+        """Before the first sequence: make all static decode steps now rather than when they are first needed, and on a
+        GPU run prefills of up to most_tokens (None: `chunk`), so that no request waits for a compiler.
+        """
+        if self.device.type == "cuda" and self.split == 1:  # untried where processes must compile in step
+            warm_up(self.model, self.state, most_tokens or self.chunk)
+            if self.prefills is not None:
+                self.prefills.capture_all()
         if self.graphs is not None:
             self.graphs.capture_all()
 
@@ -181,7 +191,7 @@ class Runner:
             n = len(self._last)
             self._last = torch.cat([self._last, torch.zeros_like(self._last)])
             self._free_seats = list(range(n, 2 * n))
-            self.graphs = self._graphs()
+            self.graphs, self.short, self.prefills = self._graphs(), self._short(), self._prefills()
         self._seats[start.sequence] = self._free_seats.pop()
         self._kept[start.sequence] = Kept(start, request_key(seed, start.answer), guide)
 
@@ -203,6 +213,20 @@ class Runner:
             self.model, self.state, self._tables, self._last, largest=self.max_running, keep=self._static
         )
 
+    def _prefills(self) -> PrefillGraphs | None:
+        if self._static is False or (self._static is None and self.device.type == "cpu"):
+            return None
+        if self.split > 1 or self.model.config.mamba_kind != "mamba":  # untried, or with lengths read by the host
+            return None
+        return PrefillGraphs(
+            self.model, self.state, self._tables, self._last, most_rows=self.max_running, keep=self._static
+        )
+
+    def _short(self) -> ShortSteps | None:
+        if self._static is not None or self.device.type != "cpu":
+            return None
+        return ShortSteps(self.model, self.state, self._tables, self._last)
+
     def _step(self, plan: StepPlan) -> Pending:
         self._check(plan.rows)
         rows = Rows(plan.rows, self._tables, self.state.page_size, self._seats)
@@ -212,7 +236,11 @@ class Runner:
         hidden = logits = None
         if self.graphs is not None and rows.n_decode == len(plan.rows):
             logits = self.graphs.run(rows)
-        if logits is None:
+        elif self.short is not None and not any(row.wants_prompt_logprobs for row in plan.rows):
+            logits = self.short.run(rows)
+        if logits is None and self.prefills is not None:
+            hidden = self.prefills.run(rows)
+        if logits is None and hidden is None:
             token_ids, layout = layout_of(rows, self._tables, self._last)
             hidden = self.model(token_ids, layout, self.state, keep="none").hidden
         arriving: list[Tensor] = []

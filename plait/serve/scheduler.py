@@ -28,10 +28,11 @@ class Limits:
     max_running: int = 16
     n_drafts: int = 0  # guesses verified at once; 0 draws one token at a time
     aging: int = 256  # steps of waiting that make up for one level of priority
+    few_tokens: int = 0  # that a step with drafts may have, where few are much cheaper than more; 0: any number
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            low = 0 if name == "n_drafts" else 1
+            low = 0 if name in ("n_drafts", "few_tokens") else 1
             if value < low:
                 raise ValueError(f"{name}={value} must be at least {low}")
 
@@ -209,7 +210,8 @@ class Scheduler:
         verified: list[Row] = []
         behind: list[Sequence] = []
         make = rows.append
-        running, n_drafts = self.running, self.limits.n_drafts
+        running, n_drafts, few = self.running, self.limits.n_drafts, self.limits.few_tokens
+        room = min(n_drafts * len(running), few - len(running) if few else 2**31)  # for drafts
         at = 0
         while at < len(running):  # it may get shorter at its end meanwhile
             sequence = running[at]
@@ -218,8 +220,10 @@ class Scheduler:
             n_known = len(sequence.tokens) + sequence.n_drawing
             if n_fed == n_known:  # waits for its end to be seen
                 continue
-            if n_drafts and sequence.n_prompt <= n_fed >= n_known - 1 - n_drafts and (row := self._verify(sequence)):
+            may_guess = room > 0 and sequence.n_prompt <= n_fed >= n_known - 1 - n_drafts
+            if may_guess and (row := self._verify(sequence, room)):
                 verified.append(row)
+                room -= row.n_tokens - 1
                 continue
             if n_fed != n_known - 1 or n_fed < sequence.n_prompt:
                 behind.append(sequence)
@@ -262,10 +266,12 @@ class Scheduler:
                 return False
         return True
 
-    def _verify(self, sequence: Sequence) -> Row | None:
-        """The unfed tokens and some guesses behind them, if there are any, and a slot to keep the state before them."""
+    def _verify(self, sequence: Sequence, room: int) -> Row | None:
+        """The unfed tokens and some guesses behind them, if there are any, and a slot to keep the state before them; in
+        all at most `room` tokens more than one.
+        """
         assert sequence.drafter is not None
-        n_most = sequence.max_len - len(sequence.tokens) - 1
+        n_most = min(sequence.max_len - len(sequence.tokens), room - (len(sequence.tokens) - sequence.n_fed) + 2) - 1
         drafts = sequence.drafter.guess(sequence.tokens, n_most) if n_most > 0 else []
         if not drafts:
             return None

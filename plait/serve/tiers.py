@@ -25,7 +25,7 @@ PARTS = {"state": ("conv", "ssm"), "page": ("k", "v", "k_scales", "v_scales")}  
 class Tiers:
     def __init__(self, state: State, *, host_states: int = 0, host_pages: int = 0, disk: Path | None = None) -> None:
         """Host memory for so many states and pages (pinned beside a GPU); `disk` is a folder, made if it isn't there,
-        that no other engine uses.
+        that no other engine uses: what an earlier one left in it is removed.
         """
         self.state = state
         self.is_cuda = state.ssm.is_cuda
@@ -35,6 +35,9 @@ class Tiers:
         self.disk = disk
         if disk is not None:
             disk.mkdir(parents=True, exist_ok=True)
+            for kind in PARTS:
+                for left in (*disk.glob(f"{kind}_*.safetensors"), *disk.glob(f"{kind}_*.tmp")):
+                    left.unlink()
         self._writer = ThreadPoolExecutor(1, "plait-disk") if disk is not None else None
         self._writing: dict[Path, Future[None]] = {}
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from plait.model.network import LanguageModel
+from plait.train.balance import ChoiceBias
 from plait.train.ema import Ema
 from plait.train.guard import Guard
 from plait.train.optimizer import AnyOptimizer, states
@@ -28,11 +29,12 @@ def save_checkpoint(
     step: int,
     model: LanguageModel,
     optimizer: AnyOptimizer,
+    ema: Ema | None = None,
+    guard: Guard | None = None,
+    balance: ChoiceBias | None = None,
     *,
     keep: int,
     keep_every: int = 0,
-    ema: Ema | None = None,
-    guard: Guard | None = None,
 ) -> Path:
     """Write the state after `step` steps under `folder`, and drop all but the newest `keep` and every `keep_every`-th
     step's.
@@ -53,7 +55,7 @@ def save_checkpoint(
         _save_tensors(_moments(model, optimizer), partial / "optimizer.safetensors")
         if ema is not None and ema.weights:
             _save_tensors({name: w.cpu() for name, w in ema.weights.items()}, partial / "ema.safetensors")
-        (partial / "state.json").write_text(state_text(step, guard))
+        (partial / "state.json").write_text(state_text(step, guard, balance))
         for path in partial.iterdir():
             _sync(path)
         os.rename(partial, final)
@@ -68,9 +70,14 @@ def _trained(model: LanguageModel) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def state_text(step: int, guard: Guard | None) -> str:
+def state_text(step: int, guard: Guard | None, balance: ChoiceBias | None = None) -> str:
     """The contents of state.json."""
-    state = {"step": step, "torch": torch.__version__, "guard": None if guard is None else guard.state()}
+    state = {
+        "step": step,
+        "torch": torch.__version__,
+        "guard": None if guard is None else guard.state(),
+        "choice_bias": [] if balance is None else balance.state(),
+    }
     return json.dumps(state) + "\n"
 
 
@@ -108,7 +115,12 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(
-    path: Path, model: LanguageModel, optimizer: AnyOptimizer, ema: Ema | None = None, guard: Guard | None = None
+    path: Path,
+    model: LanguageModel,
+    optimizer: AnyOptimizer,
+    ema: Ema | None = None,
+    guard: Guard | None = None,
+    balance: ChoiceBias | None = None,
 ) -> int:
     """Put a checkpoint's state into the model, the optimizer and what else is given; returns the number of steps done.
     Mutates them.
@@ -119,7 +131,7 @@ def load_checkpoint(
     files = ["model", "optimizer", *(["ema"] if ema is not None and ema.weights else [])]
     try:
         saved, moments, *averaged = (load_file(path / f"{name}.safetensors") for name in files)
-        step = read_state(path, guard)
+        step = read_state(path, guard, balance)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it, and --resume goes on from the one before") from error
     if {n: t.shape for n, t in saved.items()} != {n: p.shape for n, p in parameters.items()}:
@@ -138,18 +150,20 @@ def load_checkpoint(
     return step
 
 
-def read_state(path: Path, guard: Guard | None) -> int:
-    """state.json: returns the step, and fills the guard."""
+def read_state(path: Path, guard: Guard | None, balance: ChoiceBias | None = None) -> int:
+    """state.json: returns the step, and fills the guard and the biases."""
     state = json.loads((path / "state.json").read_text())
     if guard is not None and state.get("guard"):
         guard.load(state["guard"])
+    if balance is not None:
+        balance.load(state.get("choice_bias"))
     return int(state["step"])
 
 
 def _moments(model: LanguageModel, optimizer: AnyOptimizer) -> dict[str, Tensor]:
     of_parameter = states(optimizer)
     return {
-        f"{name}/{moment}": tensor.detach().cpu()
+        f"{name}/{moment}": tensor.detach().cpu() if tensor.dim() else tensor.cpu().clone()  # step: one for all
         for name, parameter in _trained(model).items()
         for moment, tensor in of_parameter[parameter].items()
     }

@@ -55,6 +55,7 @@ class OptimConfig:
     final_share: float = 0.1  # of lr, at the last step
     kind: Literal["adamw", "muon"] = "adamw"  # muon: for matrices, and AdamW for the rest
     ema: float = 0.0  # decay of an average of the weights, exported as model-ema/; 0: none
+    stochastic_rounding: bool = False  # of bf16 weights: updates too small for them count on average (AdamW)
 
     def __post_init__(self) -> None:
         _positive(self, "lr", "eps", "grad_clip")
@@ -73,6 +74,8 @@ class OptimConfig:
             raise ValueError(f"kind={self.kind!r} must be 'adamw' or 'muon'")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema} must be at least 0 and less than 1")
+        if self.stochastic_rounding and self.kind == "muon":
+            raise ValueError("stochastic_rounding is AdamW's: set kind=adamw, or leave it out")
         if self.schedule not in ("cosine", "wsd"):
             raise ValueError(f"schedule={self.schedule!r} must be 'cosine' or 'wsd'")
 
@@ -118,6 +121,40 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
+class ProbeConfig:
+    """What is measured on the model before the first step and after the last (train/probes.py); 0 samples: nothing."""
+
+    ruler_samples: int = 0  # a task and length
+    ruler_lengths: tuple[int, ...] = (4096,)  # tokens of prompt and answer
+    ruler_tasks: tuple[str, ...] = ()  # all 13 if there are none
+    recall_samples: int = 0  # a size, of associative recall and of copying
+
+    def __post_init__(self) -> None:
+        if self.ruler_samples < 0 or self.recall_samples < 0:
+            raise ValueError(
+                f"probes.ruler_samples={self.ruler_samples} and probes.recall_samples={self.recall_samples} must not "
+                "be negative; 0 is off"
+            )
+        if not self.ruler_lengths or min(self.ruler_lengths) < 512:
+            raise ValueError(f"probes.ruler_lengths={self.ruler_lengths} must be lengths of at least 512 tokens")
+
+    @property
+    def any(self) -> bool:
+        return bool(self.ruler_samples or self.recall_samples)
+
+
+@dataclass(frozen=True)
+class DpoConfig:
+    """Training on preferences (train/preferences.py): data.train is a file of pairs. beta 0: on texts, as ever."""
+
+    beta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta < math.inf:
+            raise ValueError(f"dpo.beta={self.beta} must be a number of at least 0; 0 is off")
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """Coefficients of what is added to the next-token loss."""
 
@@ -125,11 +162,16 @@ class LossConfig:
     router_z: float = 1e-4
     logit_z: float = 0.0  # of the squared log-partition of the next token
     activation: float = 0.0  # alpha of paper section 3.2, which used 1e-5
+    choice_bias: float = 0.0  # instead of balance: how fast a bias on the choice of experts moves (train/balance.py)
 
     def __post_init__(self) -> None:
         for name, coefficient in asdict(self).items():
             if not 0 <= coefficient < math.inf:
                 raise ValueError(f"losses.{name}={coefficient} must be a number of at least 0")
+        if self.choice_bias and self.balance:
+            raise ValueError(
+                f"losses.choice_bias={self.choice_bias} balances without a loss: set losses.balance=0, or choice_bias=0"
+            )
 
 
 @dataclass(frozen=True)
@@ -137,7 +179,8 @@ class TrainConfig:
     """One run. `batch` rows of `seq` tokens make a step, in `accumulate` passes.
 
     precision bfloat16: products, with fp32 parameters and optimizer (16 bytes a parameter); bfloat16_weights:
-    parameters (but those of the SSM), gradients and moments too (8 bytes), so that small updates are lost to rounding.
+    parameters (but those of the SSM), gradients and moments too (8 bytes), so that small updates are lost to rounding
+    (unless optim.stochastic_rounding).
     """
 
     name: str
@@ -159,14 +202,18 @@ class TrainConfig:
     keep_checkpoints: int = 2
     keep_every: int = 0  # checkpoints of steps that this divides are never dropped; 0: none
     parallel: ParallelConfig = field(default_factory=lambda: ParallelConfig(dp_shard=0))
-    recompute: Literal["none", "selective", "full"] = "none"  # of each layer's activations (train/recompute.py)
+    recompute: Literal["none", "light", "selective", "full"] = "none"  # of activations (train/recompute.py)
+    rescan: int = 0  # with recompute=light: so many Mamba layers are selective
     compile: bool = False  # each layer by torch.compile
     cuda_graph: bool = False  # steps whose rows are cut into documents alike run as one graph (train/graphed.py)
     guard: GuardConfig = field(default_factory=GuardConfig)
     hang_seconds: int = 1800  # without a step, after which every process prints its stacks and ends
     profile_step: int = 0  # the three steps from this one are written to profile/; 0: none
+    wandb: str = ""  # project of Weights & Biases that gets the metrics too; empty: none
     start: str = ""  # folder of a model whose weights the run begins with; empty draws them
     lora: LoraConfig = field(default_factory=LoraConfig)
+    dpo: DpoConfig = field(default_factory=DpoConfig)
+    probes: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
         _counts(self, "steps", "seq", "batch", "accumulate", "log_every")
@@ -175,8 +222,10 @@ class TrainConfig:
             raise ValueError(f"batch={self.batch} must be a multiple of accumulate={self.accumulate}")
         if self.precision not in ("float32", "bfloat16", "bfloat16_weights"):
             raise ValueError(f"precision={self.precision!r} must be 'float32', 'bfloat16' or 'bfloat16_weights'")
-        if self.recompute not in ("none", "selective", "full"):
-            raise ValueError(f"recompute={self.recompute!r} must be 'none', 'selective' or 'full'")
+        if self.recompute not in ("none", "light", "selective", "full"):
+            raise ValueError(f"recompute={self.recompute!r} must be 'none', 'light', 'selective' or 'full'")
+        if self.rescan < 0 or (self.rescan and self.recompute != "light"):
+            raise ValueError(f"rescan={self.rescan} must be a number of layers, with recompute=light")
         _counts(self, "hang_seconds")
         if self.keep_every < 0 or self.profile_step < 0:
             raise ValueError(f"keep_every={self.keep_every} and profile_step={self.profile_step} must not be negative")
@@ -184,6 +233,15 @@ class TrainConfig:
             raise ValueError("lora trains on one process and without optim.ema: set lora.rank=0 or change those")
         if self.cuda_graph and self.parallel.world > 1:
             raise ValueError("cuda_graph runs on one process: set cuda_graph=false, or parallel to one")
+        if self.cuda_graph and self.optim.kind == "muon":
+            raise ValueError("cuda_graph: a step of Muon waits for the device; set optim.kind=adamw, or no graph")
+        if self.optim.stochastic_rounding and self.precision != "bfloat16_weights":
+            raise ValueError(f"optim.stochastic_rounding needs precision=bfloat16_weights, not {self.precision}")
+        if self.dpo.beta and (not self.start or self.parallel.world > 1 or self.optim.ema or self.cuda_graph):
+            raise ValueError(
+                "dpo begins with a model, on one process, without optim.ema and cuda_graph: set start=FOLDER and leave "
+                "out the others"
+            )
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} must not be negative")
 

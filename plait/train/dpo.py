@@ -15,22 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from plait.data.preferences import Pair
 from plait.model.layout import Layout, Segment
 from plait.model.network import LanguageModel
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One prompt and two answers to it, in tokens; an answer ends with its end token."""
-
-    prompt: tuple[int, ...]
-    chosen: tuple[int, ...]
-    rejected: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        for name in ("prompt", "chosen", "rejected"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} of a pair is empty; it must have at least one token")
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
 import statistics
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from plait.model.network import LanguageModel
 from plait.parallel.mesh import Mesh
 from plait.parallel.placement import placements
 from plait.parallel.plan import Plan, parallelize
+from plait.train.balance import ChoiceBias
 from plait.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from plait.train.config import TrainConfig
 from plait.train.ema import Ema
@@ -36,14 +35,15 @@ from plait.train.guard import Guard
 from plait.train.lora import adapt, merge, save_adapters
 from plait.train.metrics import Reporter, read_metrics
 from plait.train.optimizer import AnyOptimizer, make_optimizer, set_learning_rate
-from plait.train.processes import Watch, joined, pick_device
+from plait.train.probes import Probe, check_probe, run_probe
+from plait.train.processes import Watch, joined, pick_device, stop_signal
 from plait.train.profile import profiled
 from plait.train.recompute import recompute
 from plait.train.report import write_report
 from plait.train.run_folder import check_folder, claim_folder
 from plait.train.sharded_checkpoint import METADATA, ShardedCheckpoints, load_sharded
-from plait.train.start import first_weights
-from plait.train.step import gradients, own_rows, train_step
+from plait.train.start import first_weights, own_weights
+from plait.train.step import own_rows, train_step, whole_step
 from plait.train.utilization import Clock
 
 
@@ -68,35 +68,48 @@ class Trainee:
     optimizer: AnyOptimizer
     ema: Ema
     guard: Guard
+    balance: ChoiceBias
     about: str = ""  # what a run says of it at its start
 
     def load(self, path: Path, guard: Guard | None = None) -> int:
         """Put a checkpoint's state in place; returns its step."""
         guard = guard or self.guard
         if (path / METADATA).exists():
-            return load_sharded(path, self.model, self.optimizer, self.ema, guard, self.plan)
+            return load_sharded(path, self.model, self.optimizer, self.ema, guard, self.plan, self.balance)
         if self.plan.mesh is not None:
             raise ValueError(f"{path} was written by a run without --nproc; go on as it was started")
-        return load_checkpoint(path, self.model, self.optimizer, self.ema, guard)
+        return load_checkpoint(path, self.model, self.optimizer, self.ema, guard, self.balance)
 
 
-def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Result:
+def train(config: TrainConfig, out: Path, *, resume: bool = False, probe: Probe | None = None) -> Result:
     """Run `config`, writing config.json, metrics.jsonl, checkpoints/, tensorboard/, model/ (the public layout),
     loss.png and report.html. Started by torchrun, it is one of the processes of `config.parallel`.
 
     `resume` goes on from the newest checkpoint (or starts, if there is none) and gives the same numbers as a run never
-    stopped. Raises ValueError if `out` holds another run, FloatingPointError when the loss is no longer finite.
+    stopped. `probe` measures what `config.probes` asks for, before and after, on the first process. Raises ValueError
+    if `out` holds another run, FloatingPointError when the loss is no longer finite.
     """
+    if config.dpo.beta:
+        raise ValueError("dpo.beta is set: preferences are trained on by plait.train.preferences.train_preferences")
+    check_probe(config, probe)
     device = pick_device(config.device)
     if device.type == "cpu":
         route_fp32_products()
     with joined(config, device) as mesh:
         data = _claim(config, out, mesh, resume=resume)
+        if mesh is None or dist.get_rank() == 0:
+            run_probe(config, probe, "before", 0, out)
+        if mesh is not None:
+            dist.barrier()
         trainee = _trainee(config, device, mesh)
         found = checkpoints(out / "checkpoints") if resume else []
         first = trainee.load(found[-1]) if found else 0
         step = _steps(config, out, device, data, trainee, first)
-        return _finish(out, config, trainee, data, step)
+        if step == config.steps:
+            _export(out, config, trainee, data)
+        plan = trainee.plan
+        del trainee  # so that there is room for the model that probes load
+        return _finish(out, config, plan, step, probe)
 
 
 def _claim(config: TrainConfig, out: Path, mesh: Mesh | None, *, resume: bool) -> Prepared:
@@ -115,20 +128,24 @@ def _claim(config: TrainConfig, out: Path, mesh: Mesh | None, *, resume: bool) -
 
 
 def _trainee(config: TrainConfig, device: torch.device, mesh: Mesh | None) -> Trainee:
-    model = first_weights(config).to(device).train()
+    is_split = mesh is not None and mesh.config.tp * mesh.config.ep > 1
+    model = own_weights(config, mesh, device) if mesh is not None and is_split else first_weights(config).to(device)
+    model = model.train()
     if config.precision == "bfloat16_weights":
         model.to_dtype(torch.bfloat16)
     about = str(adapt(model, config.lora, seed=config.seed)) if config.lora.rank else ""
-    model = recompute(model, config.recompute)
+    model = recompute(model, config.recompute, rescan=config.rescan)
     if config.compile:
         for layer in model.layers:
             layer.compile()
     if mesh is None:
         plan = Plan(table=placements(config.model))
     else:
-        plan = parallelize(model, mesh, dtype=torch.bfloat16 if config.precision == "bfloat16" else None)
+        products = torch.bfloat16 if config.precision == "bfloat16" else None
+        plan = parallelize(model, mesh, dtype=products, is_split=is_split)
     optimizer = make_optimizer(model, config.optim, plan)
-    return Trainee(model, plan, optimizer, Ema(model, config.optim.ema), Guard(config.guard), about)
+    balance = ChoiceBias(model, config.losses.choice_bias, device)
+    return Trainee(model, plan, optimizer, Ema(model, config.optim.ema), Guard(config.guard), balance, about)
 
 
 def _steps(config: TrainConfig, out: Path, device: torch.device, data: Prepared, trainee: Trainee, first: int) -> int:
@@ -138,26 +155,28 @@ def _steps(config: TrainConfig, out: Path, device: torch.device, data: Prepared,
     clock = Clock(config, device, plan)
     graphs = None
     if config.cuda_graph and plan.mesh is None:
-        graphs = Graphs(trainee.model, lambda cuts: gradients(cuts, trainee.model, config, device, plan))
+        model, optimizer = trainee.model, trainee.optimizer
+        graphs = Graphs(lambda cuts, most: whole_step(cuts, most, model, optimizer, config, device, plan))
     sharded = None
     if plan.mesh is not None:
         sharded = ShardedCheckpoints(folder, plan, keep=config.keep_checkpoints, keep_every=config.keep_every)
     with ExitStack() as stack:
         watch = stack.enter_context(Watch(config.hang_seconds, out, dist.get_rank() if plan.mesh else 0))
-        report = stack.enter_context(Reporter(out, config.name, config.steps, step, speaks=plan.is_first))
-        stop = stack.enter_context(_stop_signal())
+        report = stack.enter_context(
+            Reporter(out, config.name, config.steps, step, speaks=plan.is_first, project=config.wandb)
+        )
+        stop = stack.enter_context(stop_signal())
         profiler = stack.enter_context(profiled(out / "profile", config.profile_step, step, plan.is_first))
         report.say(trainee.model.kernels())
         if trainee.about:
             report.say(trainee.about)
 
         def save(wait: bool) -> None:
-            model, optimizer, ema, guard = trainee.model, trainee.optimizer, trainee.ema, trainee.guard
+            state = trainee.model, trainee.optimizer, trainee.ema, trainee.guard, trainee.balance
             if sharded is not None:
-                sharded.save(step, model, optimizer, ema, guard, wait=wait)
+                sharded.save(step, *state, wait=wait)
             else:
-                keep, every = config.keep_checkpoints, config.keep_every
-                save_checkpoint(folder, step, model, optimizer, keep=keep, keep_every=every, ema=ema, guard=guard)
+                save_checkpoint(folder, step, *state, keep=config.keep_checkpoints, keep_every=config.keep_every)
 
         while step < config.steps and not _any(stop, plan, device):
             watch.alive()
@@ -176,6 +195,7 @@ def _steps(config: TrainConfig, out: Path, device: torch.device, data: Prepared,
                 continue
             if verdict == "taken":
                 trainee.ema.update(trainee.model)
+                trainee.balance.after(record, step - 1, config.steps)
             report.step(step)
             last = step == config.steps
             if step % config.eval_every == 0 or last:
@@ -225,36 +245,12 @@ def _check_special_ids(config: TrainConfig, tokens: TokenShards | Mixture) -> No
         )
 
 
-@contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM end the run after the current step; a second Ctrl-C ends it at once."""
-    stop = threading.Event()
-
-    def handle(_number: int, _frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _finish(out: Path, config: TrainConfig, trainee: Trainee, data: Prepared, step: int) -> Result:
+def _finish(out: Path, config: TrainConfig, plan: Plan, step: int, probe: Probe | None) -> Result:
     stopped = step < config.steps
-    if not stopped:
-        if config.lora.rank:
-            save_adapters(trainee.model, out / "adapters.safetensors")
-            merge(trainee.model)
-        _export(out, trainee, data)
-    if trainee.plan.mesh is not None:
+    if plan.mesh is not None:
         dist.barrier()
+    if not stopped and plan.is_first:
+        run_probe(config, probe, "after", step, out)
     records = read_metrics(out / "metrics.jsonl")
     heldout = [r["heldout_loss"] for r in records if "heldout_loss" in r]
     rates = [r["tokens_per_second"] for r in records[1:] or records]  # the first step warms up
@@ -266,7 +262,7 @@ def _finish(out: Path, config: TrainConfig, trainee: Trainee, data: Prepared, st
         heldout_loss=heldout[-1] if heldout else math.nan,
         tokens_per_second=statistics.median(rates) if rates else math.nan,
     )
-    if not stopped and trainee.plan.is_first:
+    if not stopped and plan.is_first:
         shape = account(config.model, config.name, context=config.seq)
         summary: dict[str, Any] = {
             "parameters": shape.total_params,
@@ -280,8 +276,11 @@ def _finish(out: Path, config: TrainConfig, trainee: Trainee, data: Prepared, st
     return result
 
 
-def _export(out: Path, trainee: Trainee, data: Prepared) -> None:
-    """model/, and model-ema/ if there is an average. Every process takes part, the first one writes."""
+def _export(out: Path, config: TrainConfig, trainee: Trainee, data: Prepared) -> None:
+    """model/, model-ema/ if there is an average, and adapters. Every process takes part, the first one writes."""
+    if config.lora.rank:
+        save_adapters(trainee.model, out / "adapters.safetensors")
+        merge(trainee.model)
 
     def write(folder: Path) -> None:
         whole = exported(trainee.model, trainee.plan)

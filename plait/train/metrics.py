@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -102,6 +103,52 @@ class TensorBoard:
             self.writer.close()
 
 
+class Wandb:
+    """The same numbers to Weights & Biases, in the project that a run names; none without a name.
+
+    ValueError where a project is named and the package isn't there.
+    """
+
+    def __init__(self, project: str, name: str, folder: Path) -> None:
+        self.run: Any = None
+        if project:
+            try:
+                wandb = importlib.import_module("wandb")
+            except ImportError as error:
+                raise ValueError(
+                    f"wandb={project}: the package isn't installed (pip install wandb), or leave out wandb"
+                ) from error
+            self.run = wandb.init(project=project, name=name, dir=str(folder), resume="allow", id=_run_id(folder))
+
+    def write(self, record: dict[str, Any]) -> None:
+        if self.run is not None:
+            flat = {k: v for k, v in record.items() if isinstance(v, int | float)}
+            flat |= {f"{k}/expert_{i:02}": x for k, v in record.items() if isinstance(v, list) for i, x in enumerate(v)}
+            self.run.log(flat, step=record["step"])
+
+    def __enter__(self) -> Wandb:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.run is not None:
+            self.run.finish()
+
+
+def _run_id(folder: Path) -> str:
+    """The same for a run that is resumed."""
+    path = folder / "wandb-id"
+    if not path.exists():
+        path.write_text(os.urandom(8).hex())
+    return path.read_text()
+
+
+SHOWN = (
+    ("loss", "loss", ".4f"), ("heldout_loss", "held-out", ".4f"), ("accuracy", "accuracy", ".2f"),
+    ("balance", "balance", ".3f"), ("max_mamba", "|act| mamba", ".2g"), ("max_experts", "experts", ".2g"),
+    ("grad_norm", "grad", ".2f"), ("lr", "lr", ".1e"),
+)  # fmt: skip  # of a logged line: name, label, format
+
+
 class TrainProgress:
     """A progress bar on a terminal, a line a log elsewhere."""
 
@@ -130,26 +177,21 @@ class TrainProgress:
         self.bar.update(self.task, completed=done)
 
     def log(self, record: dict[str, Any], steps: int, seconds_left: float) -> None:
-        self.bar.update(self.task, now=f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tok/s")
-        parts = [
-            f"step {record['step']:>{len(str(steps))}}/{steps}",
-            f"loss {record['loss']:.4f}",
-            f"balance {record['balance']:.3f}",
-            f"|act| mamba {record['max_mamba']:.2g} experts {record['max_experts']:.2g}",
-            f"grad {record['grad_norm']:.2f}",
-            f"lr {record['lr']:.1e}",
-            f"{record['tokens_per_second']:,.0f} tok/s",
-            f"left {int(seconds_left) // 60}:{int(seconds_left) % 60:02}",
-        ]
-        if "heldout_loss" in record:
-            parts.insert(2, f"held-out {record['heldout_loss']:.4f}")
+        rate = record.get("tokens_per_second")
+        self.bar.update(self.task, now=f"loss {record['loss']:.3f}" + (f"  {rate:,.0f} tok/s" if rate else ""))
+        parts = [f"step {record['step']:>{len(str(steps))}}/{steps}"]
+        parts += [f"{label} {record[name]:{form}}" for name, label, form in SHOWN if name in record]
+        if rate:
+            parts.append(f"{rate:,.0f} tok/s")
+        parts.append(f"left {int(seconds_left) // 60}:{int(seconds_left) % 60:02}")
         self.console.print("  ".join(parts), soft_wrap=True)
 
 
 class Reporter:
-    """All three at once, on the process that `speaks`; the others' do nothing."""
+    """All of them at once, on the process that `speaks`; the others' do nothing."""
 
-    def __init__(self, out: Path, name: str, steps: int, done: int, *, speaks: bool) -> None:
+    def __init__(self, out: Path, name: str, steps: int, done: int, *, speaks: bool, project: str = "") -> None:
+        self.project = project
         self.stack, self.steps, self.first, self.speaks = ExitStack(), steps, done, speaks
         self.out, self.name = out, name
 
@@ -157,6 +199,7 @@ class Reporter:
         if self.speaks:
             self.metrics = self.stack.enter_context(MetricsFile(self.out / "metrics.jsonl", self.first))
             self.board = self.stack.enter_context(TensorBoard(self.out / "tensorboard", self.first))
+            self.wandb = self.stack.enter_context(Wandb(self.project, self.name, self.out))
             self.progress = self.stack.enter_context(TrainProgress(self.name, self.steps, self.first))
             self.began = time.perf_counter()
         return self
@@ -181,5 +224,6 @@ class Reporter:
         if self.speaks:
             self.metrics.write(record)
             self.board.write(record)
+            self.wandb.write(record)
             per_step = (time.perf_counter() - self.began) / max(1, record["step"] - self.first)
             self.progress.log(record, self.steps, (self.steps - record["step"]) * per_step)

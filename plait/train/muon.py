@@ -30,18 +30,28 @@ class Muon(torch.optim.Optimizer):
         self.plan = plan
         super().__init__([p for _, p in named], {"lr": config.lr, "weight_decay": config.weight_decay})
 
+    def prepare(self) -> None:
+        """Make the momentum, if there is none."""
+        for parameter in (p for group in self.param_groups for p in group["params"]):
+            if not self.state[parameter]:
+                self.state[parameter] = {"momentum": torch.zeros_like(parameter)}
+
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, factor: Tensor | None = None) -> None:  # type: ignore[override]
+        """With gradients times `factor`; none if it is negative or nan. Waits for the device. Mutates the gradients."""
+        if factor is not None and not float(factor) >= 0:
+            return
+        self.prepare()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step(parameter, local(parameter.grad), group["lr"], group["weight_decay"])
+                    grad = local(parameter.grad)
+                    if factor is not None:
+                        grad.mul_(factor.to(grad.dtype))
+                    self._step(parameter, grad, group["lr"], group["weight_decay"])
 
     def _step(self, parameter: Tensor, grad: Tensor, lr: float, weight_decay: float) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum = local(state["momentum"])
+        momentum = local(self.state[parameter]["momentum"])
         momentum.lerp_(grad, 1 - MOMENTUM)
         update = self._orthogonal(parameter, grad.lerp(momentum, MOMENTUM))
         local(parameter).mul_(1 - lr * weight_decay).add_(update, alpha=-lr)

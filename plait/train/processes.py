@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -52,6 +54,27 @@ def joined(config: TrainConfig, device: torch.device) -> Iterator[Mesh | None]:
         yield Mesh.of(grid, device)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM end the run after the current step; a second Ctrl-C ends it at once."""
+    stop = threading.Event()
+
+    def handle(_number: int, _frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Watch:

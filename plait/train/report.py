@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.train.metrics import read_metrics
+from plait.train.probes import probes_section
 
 
 def write_report(out: Path, config: dict[str, Any], summary: dict[str, Any]) -> list[Path]:
@@ -26,7 +27,8 @@ def write_report(out: Path, config: dict[str, Any], summary: dict[str, Any]) -> 
         return []
     written = [out / "loss.png", out / "report.html"]
     _write(written[0], picture)
-    _write(written[1], _page(picture, config, summary, _sites(records[-1]) if records else {}).encode())
+    sites = _sites(records[-1]) if records else {}
+    _write(written[1], _page(picture, config, summary, sites, probes_section(out)).encode())
     return written
 
 
@@ -41,8 +43,8 @@ def _plot(records: list[dict[str, Any]], name: str) -> bytes:
 
     steps = [r["step"] for r in records]
     sizes = {"Mamba outputs": "max_mamba", "expert outputs": "max_experts"}
-    sizes = {label: key for label, key in sizes.items() if any(r[key] for r in records)}  # a model may lack either
-    has_router = any(r["balance"] for r in records)
+    sizes = {label: key for label, key in sizes.items() if any(r.get(key) for r in records)}  # a run may lack either
+    has_router = any(r.get("balance") for r in records)
     has_rates = any("tokens_per_second" in r for r in records)
     load = _load(records)
     heights = [3] + [1] * (has_router + bool(sizes) + has_rates + (load is not None))
@@ -61,11 +63,12 @@ def _plot(records: list[dict[str, Any]], name: str) -> bytes:
         rates = others.pop()
         rates.plot(steps, [r.get("tokens_per_second") for r in records], color="#72b7b2")
         rates.set_ylabel("tokens/s")
-    loss.plot(steps, [r["ce"] for r in records], color="#4c78a8", linewidth=1.5, label="training")
+    what = "ce" if not records or "ce" in records[0] else "loss"
+    loss.plot(steps, [r[what] for r in records], color="#4c78a8", linewidth=1.5, label="training")
     held = [(r["step"], r["heldout_loss"]) for r in records if "heldout_loss" in r]
     if held:
         loss.plot(*zip(*held, strict=True), color="#e45756", marker="o", markersize=4, linewidth=1.5, label="held-out")
-    loss.set_ylabel("cross entropy, nats per token")
+    loss.set_ylabel("cross entropy, nats per token" if what == "ce" else "preference loss")
     loss.set_title(name)
     loss.legend(frameon=False)
     if has_router:
@@ -109,7 +112,7 @@ td + td { font-variant-numeric: tabular-nums; }
 """
 
 
-def _page(picture: bytes, config: dict[str, Any], summary: dict[str, Any], sites: dict[str, float]) -> str:
+def _page(picture: bytes, config: dict[str, Any], summary: dict[str, Any], sites: dict[str, float], probes: str) -> str:
     def rows(values: dict[str, Any]) -> str:
         return "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(_show(v))}</td></tr>" for k, v in values.items())
 
@@ -120,7 +123,7 @@ def _page(picture: bytes, config: dict[str, Any], summary: dict[str, Any], sites
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
         f"<h1>{title}</h1>"
         f"<table>{rows(summary)}</table><img alt='loss, router balance and activation maxima by step' "
-        f"src='data:image/png;base64,{encoded}'>"
+        f"src='data:image/png;base64,{encoded}'>{probes}"
         + (f"<h2>Largest activations in the last step</h2><table>{rows(sites)}</table>" if sites else "")
         + f"<h2>Configuration</h2><table>{rows(flat)}</table></html>\n"
     )

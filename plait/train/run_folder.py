@@ -43,9 +43,19 @@ def check_folder(out: Path, config: TrainConfig, *, resume: bool) -> None:
 
 
 def _may_change(name: str) -> bool:
-    """What decides where and how fast a run computes, not what."""
-    free = ("device", "parallel", "recompute", "compile", "cuda_graph", "hang_seconds", "profile_step", "keep_every")
-    return name.partition(".")[0] in free
+    """What decides where and how fast a run computes and what is measured beside it, not what is computed."""
+    free = {
+        "device",
+        "parallel",
+        "recompute",
+        "rescan",
+        "compile",
+        "cuda_graph",
+        "hang_seconds",
+        "profile_step",
+        "keep_every",
+    }
+    return name.partition(".")[0] in free | {"keep_every", "probes", "wandb"}
 
 
 def claim_folder(out: Path, config: TrainConfig) -> None:

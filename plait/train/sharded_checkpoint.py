@@ -22,6 +22,7 @@ from plait.model.network import LanguageModel
 from plait.parallel.gradients import local
 from plait.parallel.plan import Plan
 from plait.parallel.whole import in_pairs, whole
+from plait.train.balance import ChoiceBias
 from plait.train.checkpoint import drop_old, read_state, state_text
 from plait.train.ema import Ema
 from plait.train.guard import Guard
@@ -39,7 +40,15 @@ class ShardedCheckpoints:
         self.writing: tuple[Future[Any], Path, str] | None = None
 
     def save(
-        self, step: int, model: LanguageModel, optimizer: AnyOptimizer, ema: Ema, guard: Guard, *, wait: bool = False
+        self,
+        step: int,
+        model: LanguageModel,
+        optimizer: AnyOptimizer,
+        ema: Ema,
+        guard: Guard,
+        balance: ChoiceBias | None = None,
+        *,
+        wait: bool = False,
     ) -> None:
         """Begin to write the state after `step` steps. Every process calls it.
 
@@ -57,7 +66,7 @@ class ShardedCheckpoints:
         dist.barrier(group=self.group)
         tensors = whole_state(model, optimizer, ema, self.plan)
         future = dcp.async_save(tensors, checkpoint_id=partial, process_group=self.group)
-        self.writing = future, partial, state_text(step, guard)  # type: ignore[assignment]
+        self.writing = future, partial, state_text(step, guard, balance)  # type: ignore[assignment]
         if wait:
             self.finish()
 
@@ -114,9 +123,17 @@ def whole_state(model: LanguageModel, optimizer: AnyOptimizer, ema: Ema, plan: P
     return tensors
 
 
-def load_sharded(path: Path, model: LanguageModel, optimizer: AnyOptimizer, ema: Ema, guard: Guard, plan: Plan) -> int:
+def load_sharded(
+    path: Path,
+    model: LanguageModel,
+    optimizer: AnyOptimizer,
+    ema: Ema,
+    guard: Guard,
+    plan: Plan,
+    balance: ChoiceBias | None = None,
+) -> int:
     """Put a checkpoint's state, from whatever mesh, into the model and the rest; returns the number of steps done.
     Mutates them.
     """
     dcp.load(whole_state(model, optimizer, ema, plan), checkpoint_id=path, no_dist=plan.mesh is None)
-    return read_state(path, guard)
+    return read_state(path, guard, balance)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from plait.config import ModelConfig
 from plait.data.loader import Batch, Loader
+from plait.model.feed_forward import MoE
 from plait.model.layout import Layout
 from plait.model.losses import IGNORE, activation_loss, balance_loss, router_z_loss
 from plait.model.network import LanguageModel
@@ -103,17 +104,41 @@ def train_step(
 ) -> dict[str, Any]:
     """One optimizer step over a batch (this process's rows of it), in config.accumulate passes; the loss is a mean over
     all of the batch's labels. The step is not taken when the loss or the gradient is not finite, or the loss is above
-    `most_loss`; the returned `skipped` says so. `graphs`: of `gradients` with the same arguments.
+    `most_loss`; the returned `skipped` says so. `graphs`: of `whole_step` with the same arguments.
     """
     plan = plan or Plan()
     cuts = [plan.cut(*part) for part in tensors_of(batch, config.accumulate, device)]
-    numbers = gradients(cuts, model, config, device, plan) if graphs is None else graphs(cuts)
+    most = torch.full((), most_loss, dtype=torch.float64, device=device)
+    numbers = (
+        graphs(cuts, most) if graphs is not None else whole_step(cuts, most, model, optimizer, config, device, plan)
+    )
     record = _recorded(numbers, model.config)
-    taken = math.isfinite(record["loss"] + record["grad_norm"]) and record["loss"] <= most_loss
-    if taken:
-        optimizer.step()
+    return record if record.pop("taken") else {**record, "skipped": 1.0}
+
+
+def whole_step(
+    cuts: Sequence[tuple[Tensor, Tensor, Layout]],
+    most_loss: Tensor,
+    model: LanguageModel,
+    optimizer: AnyOptimizer,
+    config: TrainConfig,
+    device: torch.device,
+    plan: Plan,
+) -> dict[str, Tensor]:
+    """From the passes to the changed parameters. Returns what there is to report, in fp64, on the device: with AdamW on
+    a GPU the host waits for nothing, and whether the step is `taken` is decided there.
+    """
+    numbers = gradients(cuts, model, config, device, plan)
+    loss, norm = numbers["loss"], numbers["grad_norm"]
+    taken = torch.isfinite(loss + norm) & (loss <= most_loss)
+    optimizer.step(torch.where(taken, clip_factor(norm, config.optim.grad_clip), -1.0))
     optimizer.zero_grad(set_to_none=True)
-    return record if taken else {**record, "skipped": 1.0}
+    return {"taken": taken.double(), **numbers}
+
+
+def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
+    """What gradients are multiplied with so that their norm is at most max_norm."""
+    return (max_norm / (norm + 1e-6)).clamp(max=1.0)
 
 
 def gradients(
@@ -123,8 +148,8 @@ def gradients(
     device: torch.device,
     plan: Plan,
 ) -> dict[str, Tensor]:
-    """Fill the parameters' gradients, clipped, from a step's passes. Returns what there is to report, in fp64, on the
-    device: the host waits for nothing.
+    """Fill the parameters' gradients, complete but not clipped, from a step's passes; returns what there is to
+    report.
     """
     n_labels = torch.stack([(labels != IGNORE).sum() for _, labels, _ in cuts]).sum().float()
     n_labels = plan.over_rows(n_labels).clamp_min(1.0)
@@ -137,9 +162,9 @@ def gradients(
         found.loss.backward()
         sites = _sites(found.stats)
         sizes = plan.largest(torch.stack(list(sites.values())))
-        passes.append(_Pass(found.parts, sizes, _load(found.stats, model.config, plan)))
+        passes.append(_Pass(found.parts, sizes, _load(found.stats, model, plan)))
         del found  # and with it what was kept for its backward pass
-    return _together(passes, list(sites), plan.clip(model, config.optim.grad_clip))
+    return _together(passes, list(sites), plan.gradient_norm(model))
 
 
 def autocast(config: TrainConfig, device: torch.device, plan: Plan) -> torch.autocast:
@@ -209,12 +234,13 @@ def _sites(stats: Sequence[LayerStats]) -> dict[str, Tensor]:
     }
 
 
-def _load(stats: Sequence[LayerStats], config: ModelConfig, plan: Plan) -> Tensor:
+def _load(stats: Sequence[LayerStats], model: LanguageModel, plan: Plan) -> Tensor:
     """[mixtures, n_experts]: how many tokens chose each expert, over its fair share."""
     routers = [layer.router_logits.detach() for layer in stats if layer.router_logits is not None]
     if not routers:
-        return stats[0].mixer.max_abs.new_zeros(0, config.n_experts)
-    chosen = torch.stack(routers).topk(config.top_k, dim=-1).indices
-    experts = torch.arange(config.n_experts, device=chosen.device)
+        return stats[0].mixer.max_abs.new_zeros(0, model.config.n_experts)
+    mixtures = [ffn for ffn in model.feed_forwards() if isinstance(ffn, MoE)]
+    chosen = torch.stack([ffn.choose(logits)[1] for ffn, logits in zip(mixtures, routers, strict=True)])
+    experts = torch.arange(model.config.n_experts, device=chosen.device)
     counts = plan.over_tokens((chosen[..., None] == experts).sum((1, 2)).double())
-    return config.n_experts * counts / counts.sum(1, keepdim=True)
+    return model.config.n_experts * counts / counts.sum(1, keepdim=True)

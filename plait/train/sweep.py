@@ -21,6 +21,7 @@ from typing import Any
 from plait.train.config import TrainConfig, with_settings
 from plait.train.loop import train
 from plait.train.metrics import read_metrics
+from plait.train.probes import Probe
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,14 @@ def combinations(axes: Sequence[str]) -> list[dict[str, str]]:
     return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
 
 
-def sweep(config: TrainConfig, axes: Sequence[str], out: Path) -> Sweep:
+def sweep(config: TrainConfig, axes: Sequence[str], out: Path, probe: Probe | None = None) -> Sweep:
     """Run every combination of `axes` over `config`, one after the other. All are checked before the first begins."""
     chosen = combinations(axes)
     configs = [with_settings(config, [f"{k}={v}" for k, v in each.items()]) for each in chosen]
     trials: list[Trial] = []
     for number, (settings, each) in enumerate(zip(chosen, configs, strict=True)):
         folder = out / _folder_name(number, settings)
-        trial = _trial(settings, each, folder)
+        trial = _trial(settings, each, folder, probe)
         if trial is None:
             return Sweep(tuple(trials), stopped=True)
         trials.append(trial)
@@ -77,10 +78,10 @@ def sweep(config: TrainConfig, axes: Sequence[str], out: Path) -> Sweep:
     return Sweep(tuple(trials), stopped=False)
 
 
-def _trial(settings: dict[str, str], config: TrainConfig, folder: Path) -> Trial | None:
+def _trial(settings: dict[str, str], config: TrainConfig, folder: Path, probe: Probe | None) -> Trial | None:
     """None if a signal stopped the run."""
     try:
-        result = train(config, folder, resume=folder.exists())
+        result = train(config, folder, resume=folder.exists(), probe=probe)
     except FloatingPointError:
         return Trial(settings, folder.name, math.nan, math.nan, 0.0, diverged=True)
     if result.stopped:

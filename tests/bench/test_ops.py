@@ -1,8 +1,11 @@
 """`plait bench ops`: right implementations are timed, wrong ones are not."""
 
+import json
+
 import torch
 
 from plait.bench import ops as bench
+from plait.cli import main
 from plait.ops.case import Case, Cost, Inputs, OpCases
 from plait.ops.dispatch import Implementation, anywhere, pick
 
@@ -59,3 +62,16 @@ def test_a_wrong_implementation_is_not_timed(monkeypatch) -> None:
 def test_the_reference_is_timed_when_asked_for(monkeypatch) -> None:
     assert [row.implementation for row in _rows(monkeypatch, with_reference=True)] == ["fast", "reference"]
     assert _rows(monkeypatch, only=["other"]) == []
+
+
+def test_the_command_writes_each_row_as_soon_as_it_is_there(monkeypatch, tmp_path, capsys) -> None:
+    def rows(*_, **__):
+        for name in ("first", "second"):
+            yield bench.Row("double", "big", name, 1.0)
+            written = (tmp_path / "rows.jsonl").read_text().splitlines()
+            assert json.loads(written[-1])["implementation"] == name
+
+    monkeypatch.setattr(bench, "bench_ops", rows)
+    monkeypatch.setattr(bench, "left_out", lambda *_: [])
+    assert main(["bench", "ops", "rms_norm", "--json", "--rows", str(tmp_path / "rows.jsonl")]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 2

@@ -59,9 +59,17 @@ def test_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "code", "says"),
     [
-        (["build", "nothing"], 2, "no data recipe 'nothing': there are novels, debian_docs"),
+        (["build", "nothing"], 2, "no data recipe 'nothing': there are novels, small_docs, debian_docs"),
         (["build", "novels", "--workers", "0"], 2, "--workers 0 must be at least 1"),
+        (["build", "novels", "--executor", "slurm"], 2, "slurm needs partition and time"),
+        (["build", "novels", "--executor-set", "time=1"], 2, "--executor-set goes with --executor slurm"),
+        (
+            ["build", "novels", "--executor", "slurm", "--executor-set", "time"],
+            2,
+            "--executor-set time: write KEY=VALUE",
+        ),
         (["inspect", "missing"], 1, "missing has no metadata.json: not a shards folder"),
+        (["inspect", "missing:x,other:2"], 1, "'missing:x' must be a shards folder, FOLDER:WEIGHT"),
         (["inspect", "missing", "--samples", "-1"], 2, "--samples -1 must not be negative"),
         (["tokenizer", "missing.txt", "--out", "OUT"], 1, "missing.txt does not exist"),
         (["tokenizer", "--vocab-size", "10", "--out", "OUT"], 1, "vocab_size=10 must be at least 280"),

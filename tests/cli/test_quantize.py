@@ -11,7 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from plait.cli import main
+from plait.config import ModelConfig
 from plait.model import checkpoint, weight_writer
+from plait.model.checkpoint import save_model
+from plait.model.init import init_weights
+from plait.model.network import LanguageModel
 from plait.serve import LLM, SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -169,6 +173,7 @@ def test_quantize_reports_on_a_text(
     assert "worst row" in out
     report = json.loads((tmp_path / "q" / "quantization_report.json").read_text())
     assert abs(report["quality"]["perplexity_change"]) < 0.01
+    assert report["fp16"]["overflowing"] == []
     assert report["head"] is True
     assert {m["name"] for m in report["matrices"]} >= {"head.weight", "layers.2.mixer.q_proj.weight"}
 
@@ -212,5 +217,48 @@ def test_quantize_refuses(
 def test_quantizing_what_is_quantized_says_so(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quantize", model, str(tmp_path / "once")]) == 0
     assert "nothing was rounded" not in capsys.readouterr().out
-    assert main(["quantize", str(tmp_path / "once"), str(tmp_path / "twice"), "--bf16-scales"]) == 0
-    assert "nothing was rounded" in capsys.readouterr().out.replace("\n", " ")
+    assert main(["quantize", str(tmp_path / "once"), str(tmp_path / "twice")]) == 0
+    assert "nothing was rounded: all weights of this level were quantized in" in capsys.readouterr().out.replace(
+        "\n", " "
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (["--method", "fp8"], "method='fp8' needs"),
+        (["--method", "bf16"], "method='bf16' needs"),
+        (["--method", "gptq", "--calibration", "text"], "method='gptq' with bits=8 needs"),
+        (["--group", "8"], "method='experts_int8' with group=8 needs"),
+        (["--bf16-scales"], "bf16_scales needs"),
+        (["--clip"], "clip needs"),
+    ],
+)
+def test_what_quantized_weights_cannot_become_is_refused(
+    arguments: list[str], asked: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is read or written: no file says fp8 of weights that are int8."""
+    (tmp_path / "text").write_text("Emma was")
+    arguments = [str(tmp_path / a) if a == "text" else a for a in arguments]
+    main(["quantize", model, str(tmp_path / "once")])
+    capsys.readouterr()
+    assert main(["quantize", str(tmp_path / "once"), str(tmp_path / "twice"), *arguments]) == 1
+    told = capsys.readouterr().err
+    assert f"quantized already (int8, a scale per row, by experts_int8); {asked} them in full precision" in told
+    assert not (tmp_path / "twice").exists()
+
+
+def test_a_level_that_the_model_lacks_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dense = ModelConfig(
+        vocab_size=64, d_model=16, d_ff=24, n_layers=2, n_heads=2, n_kv_heads=1, n_experts=1, top_k=1, dt_rank=2
+    )
+    save_model(init_weights(LanguageModel(dense), seed=0), tmp_path / "dense")
+    assert main(["quantize", str(tmp_path / "dense"), str(tmp_path / "q"), "--level", "experts"]) == 0
+    assert "nothing was rounded: the model has no weights of level experts" in capsys.readouterr().out
+
+
+def test_a_text_of_bytes_is_refused(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text").write_bytes(b"ok \xff\xfe")
+    assert main(["quantize", model, str(tmp_path / "q"), "--text", str(tmp_path / "text")]) == 1
+    assert "text is not UTF-8 text: invalid start byte at byte 3" in capsys.readouterr().err
+    assert not (tmp_path / "q").exists()

@@ -65,7 +65,7 @@ def test_without_a_recipe_it_lists_them(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("argv", "code", "says"),
     [
-        (["tiny_cup"], 2, "no recipe 'tiny_cup': did you mean tiny_cpu?"),
+        (["tiny_cup"], 2, "no recipe 'tiny_cup': did you mean tiny_cpu"),
         (["tiny_cpu", "--set", "step=3"], 2, "did you mean steps"),
         (["tiny_cpu", "--set", "steps"], 2, "it must be key=value"),
         (["tiny_cpu", "--threads", "0"], 2, "--threads 0 must be at least 1"),
@@ -95,3 +95,15 @@ def test_errors_are_one_line(
     assert err.startswith("plait train: ")
     assert says in err
     assert err.count("\n") == 1
+
+
+def test_probes_before_and_after_stand_in_the_summary(tmp_path: Path) -> None:
+    from plait.cli.train import _probe_rows
+
+    lines = [
+        {"when": when, "step": step, "seconds": 1.0, "scores": {"ruler/4K": score, "ruler/4K/vt": 1.0, "recall": 2.0}}
+        for when, step, score in (("before", 0, 31.25), ("after", 40, 33.0))
+    ]
+    (tmp_path / "probes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert _probe_rows(tmp_path) == [("ruler/4K", "31.2 → 33.0"), ("recall", "2.0 → 2.0")]
+    assert _probe_rows(tmp_path / "none") == []

@@ -370,22 +370,28 @@ def test_loading_needs_no_more_than_the_model_and_one_layer(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("quantized", [False, True])
-def test_experts_stay_where_the_file_has_them(tmp_path: Path, quantized: bool) -> None:
-    """In the published order an expert's down stands between the gates and ups, so that the matrices lie apart; they
-    are used there, give the same bits, and are saved as before.
+@pytest.mark.parametrize("order", ["ours", "by name"])
+def test_experts_stay_where_the_file_has_them(tmp_path: Path, quantized: bool, order: str) -> None:
+    """Our own files have each stack in one piece, with any number of experts. By name, an expert's down stands between
+    the gates and ups, so that the matrices lie apart. Both are used there, give the same bits, and are saved as before.
     """
-    model = _model(dtype=torch.bfloat16)
+    model = _model(replace(CONFIG, n_experts=12) if order == "ours" else CONFIG, dtype=torch.bfloat16)
     save_model(quantize(model, "experts_int8") if quantized else model, tmp_path / "one")
+    saved = (tmp_path / "one" / WEIGHTS).read_bytes()
+    if order == "by name":
+        _rewrite(tmp_path / "one", lambda tensors: tensors)
+        assert (tmp_path / "one" / WEIGHTS).read_bytes() != saved
     copied, mapped = load_model(tmp_path / "one", mapped=False), load_model(tmp_path / "one")
     stacks = [(a, b) for a, b in zip(copied.parameters(), mapped.parameters(), strict=True) if a.dim() == 3]
     assert stacks
-    assert all(b.stride(0) == 3 * b[0].numel() // (2 if b.shape[1] > b.shape[2] else 1) for _, b in stacks)
+    for _, stack in stacks:
+        apart = 1 if order == "ours" else 3 / (2 if stack.shape[1] > stack.shape[2] else 1)
+        assert stack.stride(0) == apart * stack[0].numel()
+        assert stack.untyped_storage().data_ptr() == mapped.embed.weight.untyped_storage().data_ptr()
     _same(copied, mapped)
     for tokens in (1, 40):  # the kernel of few tokens, and the library's products
         ids = torch.arange(tokens)[None] % CONFIG.vocab_size
         with torch.no_grad():
             assert torch.equal(copied(ids).logits, mapped(ids).logits)
     save_model(mapped, tmp_path / "two")
-    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (
-        tmp_path / "two" / "model.safetensors"
-    ).read_bytes()
+    assert (tmp_path / "two" / WEIGHTS).read_bytes() == saved

@@ -101,11 +101,11 @@ def test_missing_and_extra_tensors(folder: Path) -> None:
         ({"shape": [2**40, 2**40]}, "is not a whole safetensors file"),
         ({"data_offsets": [2**60, 2**60 + 160]}, "is not a whole safetensors file"),
         ({"data_offsets": [160, 0]}, "is not a whole safetensors file"),
-        ({"data_offsets": [0, 160]}, "is not a whole safetensors file"),
+        ({"data_offsets": [160, 320]}, "is not a whole safetensors file"),
     ],
 )
 def test_a_wrong_header_entry(folder: Path, change: dict[str, object], complaint: str) -> None:
-    assert _split((folder / WEIGHTS).read_bytes())[0][EMBED]["data_offsets"] != [0, 160]
+    assert _split((folder / WEIGHTS).read_bytes())[0][EMBED]["data_offsets"] != [160, 320]
     _edit_header(folder, lambda h: h[EMBED].update(change))
     _refused(folder, complaint)
 

@@ -41,7 +41,7 @@ def test_off_is_off(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLAIT_NATIVE", "off")
     assert native.why_not(PROBE) == "PLAIT_NATIVE=off"
     assert rms_norm(torch.ones(2, 4), torch.ones(4), 1e-6).shape == (2, 4)
-    with force(rms_norm="native"), pytest.raises(RuntimeError, match=r"native.*can't run: PLAIT_NATIVE=off"):
+    with force(rms_norm="native"), pytest.raises(ValueError, match=r"native.*can't run: PLAIT_NATIVE=off"):
         rms_norm(torch.ones(2, 4), torch.ones(4), 1e-6)
 
 

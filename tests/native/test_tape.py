@@ -14,6 +14,8 @@ from plait.model.network import LanguageModel
 from plait.model.quantized import set_quantized
 from plait.model.state import PAGE_SIZE, State
 from plait.native.tape import TapeError, record
+from plait.ops.linear import linear
+from plait.ops.moe import moe, swiglu
 
 if native.why_not(torch.empty(0)) is not None:
     pytest.skip("needs a C compiler", allow_module_level=True)
@@ -77,6 +79,29 @@ def test_a_tape_writes_what_the_model_does(dtype: torch.dtype, quantized: bool) 
 
 
 @torch.no_grad()
+def test_a_tape_tells_what_each_kernel_took_and_reads_alike_with_any_number_of_threads() -> None:
+    """More threads than items, and threads with nothing to do, which fetch what the next kernels will read."""
+    model = small_model(torch.float32, quantized=True)
+    outputs = []
+    for threads in (1, 2, 5):
+        state, ids, layout = prefilled(model), torch.zeros(1, 2, dtype=torch.int64), step_layout(0)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            tape = record(lambda: model(ids, layout, state).logits)  # noqa: B023  (called at once)
+        finally:
+            torch.set_num_threads(before)
+        for _ in range(5):
+            tape.replay()
+        timed = tape.timed()
+        assert len(timed) == len(tape)
+        assert all(nanoseconds >= 0 for _, _, nanoseconds in timed)
+        assert sum(nanoseconds for _, _, nanoseconds in timed) > 0
+        outputs.append(tape.output)
+    assert all(torch.equal(output, outputs[0]) for output in outputs[1:])
+
+
+@torch.no_grad()
 def test_an_index_out_of_range_is_an_error_not_a_crash() -> None:
     model = small_model(torch.float32)
     state, ids, layout = prefilled(model), torch.zeros(1, 2, dtype=torch.int64), step_layout(0)
@@ -100,6 +125,19 @@ def test_what_no_kernel_does_is_refused_by_name() -> None:
         record(lambda: x + x[:1])
     with pytest.raises(TapeError, match="_local_scalar_dense"):
         record(lambda: x[0, 0].item())
+
+
+def test_what_a_kernel_reads_once_is_its_weights() -> None:
+    """Who is idle fetches those ranges: inside the tensor, all of it, and none that an index chooses."""
+    x, weight, scale = torch.randn(1, 8), torch.ones(32, 8, dtype=torch.int8), torch.ones(32)
+    tape = record(lambda: linear(x, weight, scale=scale))
+    assert [arguments.read_once() for _, arguments, _ in tape.timed()] == [[(weight.data_ptr(), weight.numel())]]
+    gate_up, down = torch.randn(2 * 16, 8), torch.randn(8, 16)
+    (dense,) = (arguments.read_once() for _, arguments, _ in record(lambda: swiglu(x, gate_up, down)).timed())
+    assert dense == [(gate_up.data_ptr(), gate_up.nbytes // 2), (gate_up[16:].data_ptr(), gate_up.nbytes // 2)]
+    ids, shares = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1)
+    chosen = record(lambda: moe(x, shares, ids, gate_up[None], down[None])).timed()
+    assert [arguments.read_once() for _, arguments, _ in chosen] == [[]]
 
 
 def test_sums_casts_and_bounds_pass() -> None:

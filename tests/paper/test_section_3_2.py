@@ -26,6 +26,11 @@ DATA: dict[str, Any] = {
         {"alpha": 0.0, "curve": [point(2e5), point(9e4)], "steps_to_3e3": None, "loss_change": 0.0, **LOSSES},
         {"alpha": 1e-5, "curve": [point(2e5), point(30.0)], "steps_to_3e3": 2, "loss_change": -0.012, **LOSSES},
     ],
+    "healthy": [
+        {"alpha": 0.0, "noise": False, "heldout": 4.2, "change": 0.0, "max": 31.0},
+        {"alpha": 1e-5, "noise": False, "heldout": 4.2042, "change": 0.001, "max": 29.0},
+        {"alpha": 0.0, "noise": True, "heldout": 4.21, "change": 0.0024, "max": 30.0},
+    ],
     "step_cost": {"share": 0.004, "spread": 0.01},
     "paper": section_3_2.PAPER,
     "conditions": {"model": "demo"},
@@ -36,7 +41,7 @@ def test_the_table_says_what_came_back_and_what_did_not(tmp_path: Path) -> None:
     console = Console(width=120, record=True)
     section_3_2.show(console, DATA)
     text = console.export_text()
-    for part in ("2e+05", "never", "2 steps", "-1.20%", "nan", "+0.4%"):
+    for part in ("2e+05", "never", "2 steps", "-1.20%", "nan", "+0.4%", "+0.100%", "healthy, other batches"):
         assert part in text
     section_3_2.draw(DATA, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"

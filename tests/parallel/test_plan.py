@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -57,9 +56,12 @@ DTYPES = ("float64", "float32")
 
 # fp64 says that the arithmetic is the same; fp32 is the bar of a run. One parameter's fp32 gradient is a sum of many
 # terms that cancel, and its order differs: 5e-6 was seen where the norm of all agrees within 1e-7.
-LOSS = {"float64": 1e-12, "float32": 1e-6}
-NORM = {"float64": 1e-12, "float32": 1e-6}
-ONE_GRADIENT = {"float64": 1e-11, "float32": 2e-5}
+# In bf16 it is a matter of rounding: sums over processes are rounded once more, and at other places; and where FSDP
+# casts weights for products the residual stream is bf16 too, where autocast on one process leaves it fp32.
+NARROW = ("bfloat16", "float32/bfloat16")  # all of it; products alone
+LOSS = {"float64": 1e-12, "float32": 1e-6, "bfloat16": 1e-3, "float32/bfloat16": 1e-3}
+NORM = {"float64": 1e-12, "float32": 1e-6, "bfloat16": 1e-2, "float32/bfloat16": 5e-2}
+ONE_GRADIENT = {"float64": 1e-11, "float32": 2e-5, "bfloat16": 0.2, "float32/bfloat16": 0.2}
 
 
 def _cases(meshes: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -67,17 +69,22 @@ def _cases(meshes: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 IN_FP64 = [{"name": name, "dtypes": DTYPES[:1], **case} for name, case in EDGES.items()]
-CASES = {2: _cases(TWO), 4: _cases(FOUR) + IN_FP64}
-
-
-@pytest.fixture(scope="module")
-def found(run_cases: Callable[..., dict[str, Any]]) -> Callable[[int], dict[str, Any]]:
-    return functools.cache(lambda world: run_cases(CASES[world], world))
+IN_BF16 = [
+    {"name": f"{name}_bf16", "dtypes": NARROW, "parallel": parallel}
+    for name, parallel in TWO.items() if name in ("fsdp", "hsdp", "ep", "tp_sp")
+]  # fmt: skip
+PARITY = {2: _cases(TWO) + IN_BF16, 4: _cases(FOUR) + IN_FP64}
+MUON = {"fsdp": {"dp_shard": 4}, "tp": {"tp": 4}, "mixed": {"dp_shard": 2, "tp": 2, "ep": 2}}
+START = {"name": "start", "kind": "start", "parallel": {"tp": 2, "ep": 2}}
+CASES = PARITY | {
+    2: [*PARITY[2], START],
+    4: PARITY[4] + [{"name": f"muon_{name}", "kind": "muon", "parallel": grid} for name, grid in MUON.items()],
+}
 
 
 @pytest.mark.parametrize(
     ("world", "case", "dtype"),
-    [(world, case["name"], dtype) for world, cases in CASES.items() for case in cases for dtype in case["dtypes"]],
+    [(world, case["name"], dtype) for world, cases in PARITY.items() for case in cases for dtype in case["dtypes"]],
 )
 def test_equals_one_process(found: Callable[[int], dict[str, Any]], world: int, case: str, dtype: str) -> None:
     for results in found(world)[case]:
@@ -91,10 +98,12 @@ def test_equals_one_process(found: Callable[[int], dict[str, Any]], world: int, 
         assert error < ONE_GRADIENT[dtype], parameter
 
 
-def test_muon_steps_alike(run_cases: Callable[..., dict[str, Any]]) -> None:
+@pytest.mark.parametrize("grid", MUON)
+def test_muon_steps_alike(found: Callable[[int], dict[str, Any]], grid: str) -> None:
     """Newton-Schulz in fp32 multiplies differences of rounding: 3e-5 was seen on four slices of a matrix."""
-    grids = {"fsdp": {"dp_shard": 4}, "tp": {"tp": 4}, "mixed": {"dp_shard": 2, "tp": 2, "ep": 2}}
-    cases = [{"name": name, "kind": "muon", "parallel": parallel} for name, parallel in grids.items()]
-    for name, results in run_cases(cases, 4).items():
-        for result in results:
-            assert result["difference"] < 2e-4, name
+    for result in found(4)[f"muon_{grid}"]:
+        assert result["difference"] < 2e-4
+
+
+def test_slices_are_filled_as_those_of_a_whole_model(found: Callable[[int], dict[str, Any]]) -> None:
+    assert all(result["same"] for result in found(2)["start"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,10 +21,7 @@ MODELS: dict[str, dict[str, Any]] = {
 TOLERANCE = {"float64": 1e-13, "float32": 5e-6}
 
 
-@pytest.fixture(scope="module")
-def found(run_cases: Callable[..., dict[str, Any]]) -> Callable[[int], dict[str, Any]]:
-    cases = [{"name": name, "kind": "serving", **case} for name, case in MODELS.items()]
-    return functools.cache(lambda world: run_cases(cases, world))
+CASES = {world: [{"name": name, "kind": "serving", **case} for name, case in MODELS.items()] for world in (2, 4)}
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -23,11 +23,13 @@ from plait.parallel import Mesh, ParallelConfig, Plan, parallelize, tensor_paral
 from plait.parallel.collectives import summed
 from plait.parallel.context import cut_columns, cut_layout
 from plait.parallel.placement import placements
+from plait.parallel.plan import split
 from plait.parallel.whole import gathered_whole
 from plait.quant import quantize
-from plait.train.config import LossConfig, OptimConfig
+from plait.train.config import LossConfig, OptimConfig, TrainConfig
 from plait.train.optimizer import make_optimizer
 from plait.train.recompute import recompute
+from plait.train.start import first_weights, own_weights
 from plait.train.step import pass_loss
 
 TINY = {
@@ -81,7 +83,7 @@ def step(model: LanguageModel, plan: Plan, batch: Batch, losses: LossConfig) -> 
         result.loss.backward()
         for name, value in result.parts.items():
             sums[name] = sums.get(name, 0.0) + value.item()
-    return sums, float(plan.clip(model, 1e9))
+    return sums, float(plan.gradient_norm(model))
 
 
 def rows_of(batch: Batch, rank: int, world: int) -> Batch:
@@ -96,7 +98,8 @@ def one_process(case: str) -> tuple[dict[str, float], float, dict[str, torch.Ten
     """The loss's parts, the gradient norm and every gradient of the case's step on one process."""
     options = json.loads(case)
     model = model_of(options)
-    parts, norm = step(model, Plan(), batch_of(options), losses_of(options))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bool(options["products"])):
+        parts, norm = step(model, Plan(), batch_of(options), losses_of(options))
     return parts, norm, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -105,8 +108,13 @@ def losses_of(case: dict[str, Any]) -> LossConfig:
 
 
 def parity(case: dict[str, Any]) -> dict[str, Any]:
+    """`dtypes`: of the parameters, and after a slash of the products where that is another."""
     mesh = Mesh.of(ParallelConfig(**case["parallel"]))
-    return {dtype: _parity(case | {"dtype": dtype}, mesh) for dtype in case["dtypes"]}
+    found = {}
+    for dtypes in case["dtypes"]:
+        dtype, _, products = dtypes.partition("/")
+        found[dtypes] = _parity(case | {"dtype": dtype, "products": products}, mesh)
+    return found
 
 
 def _parity(case: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
@@ -116,7 +124,7 @@ def _parity(case: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
     whole_batch, model = batch_of(case), recompute(model_of(case), case.get("recompute", "none"))
     n_rows, seq = whole_batch[0].shape
     mesh.config.check(model.config, seq=seq, rows=n_rows // min(2, n_rows), world=dist.get_world_size())
-    plan = parallelize(model, mesh)
+    plan = parallelize(model, mesh, dtype=getattr(torch, case["products"]) if case["products"] else None)
     mine = rows_of(whole_batch, mesh.loader_rank, mesh.config.loader_ranks)
     found, norm = step(model, plan, mine, losses_of(case))
 
@@ -228,7 +236,17 @@ def muon(case: dict[str, Any]) -> dict[str, Any]:
     return {"difference": float(torch.stack(errors).max())}
 
 
-KINDS = {"muon": muon, "parity": parity, "serving": serving, "scan": scan}
+def start(case: dict[str, Any]) -> dict[str, Any]:
+    """Whether the slices that a run begins with are those of the whole model."""
+    mesh = Mesh.of(ParallelConfig(**case["parallel"]))
+    config = TrainConfig("start", ModelConfig(**TINY), seed=3)
+    ours, theirs = own_weights(config, mesh, torch.device("cpu")), split(first_weights(config), mesh)
+    names = [name for name, _ in ours.named_parameters()]
+    same = [torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)]
+    return {"same": all(same) and names == [name for name, _ in theirs.named_parameters()]}
+
+
+KINDS = {"start": start, "muon": muon, "parity": parity, "serving": serving, "scan": scan}
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Perplexity, agreement and divergence against a plain computation; fp16 overflow found where it was planted."""
 
+import json
 from copy import deepcopy
 from pathlib import Path
 
@@ -58,7 +59,10 @@ def test_fp16_overflow_is_told_by_site(model: LanguageModel, token_ids: Tensor, 
     assert first.max_abs > 65504
     assert first.not_finite_in_fp16 > 0
     assert not any(site.name.startswith("layers.0") for site in report.overflowing)
-    assert report.as_json()["overflowing"][0]["name"] == "layers.1.ffn.gated"
+    told = report.as_json()
+    assert told["overflowing"][0]["name"] == "layers.1.ffn.gated"
+    assert told["quality"]["perplexity_after"] is None
+    json.dumps(told, allow_nan=False)
 
 
 def test_weights_that_fp16_cannot_hold_are_named(model: LanguageModel, token_ids: Tensor, tmp_path: Path) -> None:

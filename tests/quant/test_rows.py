@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from plait.model.quantized import WeightFormat, column_scales, pack_int4, unpack_int4
+from plait.model.quantized import WeightFormat, column_scales, pack_int4
+from plait.ops.group_linear.reference import of_words
 from plait.quant import rows
 from plait.quant.rows import dequantize_rows, quantize_rows, round_to, row_errors, row_maxima, scales_from
 
@@ -116,7 +117,7 @@ def test_int4_words_hold_what_they_were_given(numbers: list[int]) -> None:
     packed = pack_int4(values)
     assert packed.shape == (2, 1)
     assert int(packed[0, 0]) & 15 == numbers[0] + 8  # the first in the lowest bits
-    assert torch.equal(unpack_int4(packed), values)
+    assert torch.equal(of_words(packed), values)
 
 
 def test_a_group_that_does_not_divide_is_refused() -> None:

@@ -1,12 +1,17 @@
 """Which weights a scheme takes, and what does not go together."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from plait.config import ModelConfig
+from plait.model.checkpoint import read_quantization
 from plait.model.network import LanguageModel
 from plait.model.quantization_config import level_of, matrices
-from plait.quant import Scheme, quantize
+from plait.model.quantized import WeightFormat
+from plait.quant import Scheme, load, quantize
+from plait.quant.checkpoint import quantize_checkpoint
 
 FFN = {"gate_up", "down"}
 MIXERS = {"q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "out_proj"}
@@ -89,3 +94,36 @@ def test_a_scheme_in_one_word(model: LanguageModel) -> None:
         with pytest.raises(ValueError, match=r"(method|level)=.* must be one of experts"):
             Scheme.named(wrong)
     assert level_of(quantize(model, "experts_int8:experts")) == "experts"
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [Scheme("fp8"), Scheme("bf16"), Scheme("gptq"), Scheme(group=8), Scheme(clip=True), Scheme("gptq", bits=4)],
+)
+def test_weights_in_int8_become_nothing_else(
+    scheme: Scheme, model: LanguageModel, folder: Path, token_ids: torch.Tensor
+) -> None:
+    """In memory, while loading and from folder to folder; the same format again changes no bit."""
+    quantize_checkpoint(folder, folder.parent / "int8", Scheme())
+    quantize(model)
+    ways = (
+        lambda: quantize(model, scheme, calibration=token_ids),
+        lambda: load(folder.parent / "int8", quantize=scheme, calibration=token_ids),
+        lambda: quantize_checkpoint(folder.parent / "int8", folder.parent / "again", scheme, calibration=token_ids),
+    )
+    for way in ways:
+        with pytest.raises(ValueError, match=r"quantized already .int8, a scale per row"):
+            way()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    quantize(model, Scheme())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_file_keeps_the_method_that_made_its_weights(folder: Path, token_ids: torch.Tensor) -> None:
+    there = folder.parent
+    quantize_checkpoint(folder, there / "gptq", Scheme("gptq"), calibration=token_ids)
+    report = quantize_checkpoint(there / "gptq", there / "again", Scheme())
+    assert report.was_quantized
+    assert report.matrices == ()
+    assert read_quantization(there / "again") == (WeightFormat("int8"), "gptq")
+    assert read_quantization(folder) is None

@@ -1,5 +1,8 @@
 """Probes on a model in training: the numbers `plait eval` gives, and a model that can look back gets all right."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,8 +12,10 @@ from torch import Tensor, nn
 from plait.config import ModelConfig
 from plait.model.init import init_weights
 from plait.model.network import LanguageModel
-from plait.recipes.probes import ModelScores, recall_probe
+from plait.recipes.probes import ModelScores, measure, recall_probe
+from plait.recipes.sft import sft_demo
 from plait.text import GenerationRequest, ScoreRequest
+from plait.train.config import ProbeConfig
 
 CONFIG = ModelConfig(
     vocab_size=300, d_model=16, d_ff=24, n_layers=4, n_heads=2, n_kv_heads=1, attn_period=4, attn_offset=2,
@@ -65,3 +70,17 @@ def test_scores_are_those_of_one_forward() -> None:
         assert score.n_tokens == len(request.continuation)
     with pytest.raises(ValueError, match="doesn't generate"):
         ModelScores(model).generate([GenerationRequest(prompt="x")])
+
+
+def test_what_a_run_asks_for_is_measured_through_the_engine(tmp_path: Path) -> None:
+    probes = ProbeConfig(ruler_samples=2, ruler_lengths=(1024,), ruler_tasks=("niah_single_1", "vt"), recall_samples=4)
+    config = replace(sft_demo(), device="cpu", probes=probes)
+    found = measure(config, Path(config.start), tmp_path / "out")
+    tasks = {f"ruler/1K/{task}" for task in probes.ruler_tasks}
+    assert set(found) >= {"ruler/1K", *tasks, "recall", "recall/4", "copying/128"}
+    assert found["ruler/1K"] == pytest.approx(sum(found[task] for task in tasks) / 2, abs=0.01)
+    assert all(0 <= score <= 100 for score in found.values())
+    samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert [s["id"] for s in samples] == ["niah_single_1/1K/0", "niah_single_1/1K/1", "vt/1K/0", "vt/1K/1"]
+    assert all(s["prompt_tokens"] > 700 for s in samples)
+    assert measure(config, Path(config.start), tmp_path / "out") == found  # what is there is not asked again

@@ -1,5 +1,6 @@
 """Finding recipes: by name, and in files of one's own."""
 
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,13 +35,39 @@ def test_every_recipe_is_a_valid_configuration_that_says_what_it_is_for(name: st
 
 
 def test_contexts_grow_from_stage_to_stage() -> None:
-    for stages in (("pretrain_docs", "midtrain_docs", "midtrain_docs_256k"), ("pretrain_mini", "midtrain_256k")):
+    for stages, longest in (
+        (("pretrain_docs", "midtrain_docs", "midtrain_docs_256k"), 262_144),
+        (("pretrain_mini", "midtrain_256k"), 262_144),
+        (("pretrain_cpu", "midtrain_cpu", "midtrain_cpu_16k"), 16_384),
+    ):
         configs = [load_recipe(name) for name in stages]
         assert all(before.seq < after.seq for before, after in pairwise(configs))
-        assert configs[-1].seq == configs[-1].model.max_context == 262_144
+        assert configs[-1].seq == longest <= configs[-1].model.max_context
         assert all(after.start == f"runs/{before.name}/model" for before, after in pairwise(configs))
         assert all(after.model == configs[0].model and after.data.long_share > 0 for after in configs[1:])
         assert len({config.data.stage for config in configs}) == len(configs)
+
+
+def test_every_stage_says_where_it_runs_how_long_and_what_to_expect() -> None:
+    """Purpose, hardware, time and an expected number, or that it was never run."""
+    for name, recipe in RECIPES.items():
+        if name.startswith(("pretrain", "midtrain", "sft")):
+            text = " ".join((recipe.__doc__ or "").split())
+            assert re.search(r"\d+ H100s|GPU of \d+ GB|CPU cores", text), name
+            assert re.search(r"hours?|minutes?", text), name
+            assert re.search(r"[Ee]xpect|should end|not run|never run|not a run", text), name
+
+
+def test_stages_of_one_gpu_are_probed_before_and_after() -> None:
+    for name in RECIPES:
+        if (
+            name.startswith(("pretrain", "midtrain", "sft"))
+            and load_recipe(name).parallel.cp * load_recipe(name).parallel.ep == 1
+        ):
+            probes = load_recipe(name).probes
+            assert probes.ruler_samples, name
+            assert probes.recall_samples, name
+            assert max(probes.ruler_lengths) <= load_recipe(name).model.max_context
 
 
 def test_the_only_one_in_a_file(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def test_a_mix_of_synthesized_conversations_is_learned(tmp_path: Path) -> None:
     settings = {
         "data.train": tmp_path / "train", "data.heldout": tmp_path / "heldout", "steps": 6, "seq": 256, "batch": 2,
         "eval_rows": 4, "eval_every": 6, "log_every": 1, "optim.warmup_steps": 1, "device": "cpu",
+        "probes.ruler_samples": 0, "probes.recall_samples": 0,
     }  # fmt: skip
     config = load_recipe("sft_demo", [f"{key}={value}" for key, value in settings.items()])
     result = train(config, tmp_path / "run")

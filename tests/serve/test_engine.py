@@ -1,5 +1,8 @@
 """The engine against the fake executor, over random schedules: whatever is batched, chunked, preempted, found in the
 cache, moved between tiers, guessed or aborted, answers are those of each prompt alone, and nothing is lost.
+
+10,000 schedules run on real models (test_engine_with_a_model.py). These have what a model would be slow at or couldn't
+show: grammars that fail, scored prompts, and an executor that holds plans to what plan.py promises.
 """
 
 import random
@@ -84,10 +87,10 @@ def random_schedule(seed: int) -> Run:
     return run
 
 
-@pytest.mark.parametrize("block", range(10))
+@pytest.mark.parametrize("block", range(4))
 def test_random_schedules(block: int) -> None:
     seen: Counter[str] = Counter()
-    for seed in range(1000 * block, 1000 * (block + 1)):
+    for seed in range(500 * block, 500 * (block + 1)):
         try:
             run = random_schedule(seed)
         except Exception as error:
@@ -101,4 +104,4 @@ def test_random_schedules(block: int) -> None:
         seen["copies"] += run.executor.n_copies
         seen["states from inside of chunks"] += run.executor.n_exports
         seen["aborts"] += len(run.aborted)
-    assert min(seen.values()) > 50, seen
+    assert min(seen.values()) > 25, seen

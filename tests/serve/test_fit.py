@@ -37,6 +37,16 @@ def test_a_context_that_does_not_fit() -> None:
         fitted(gib=0.1)
 
 
+def test_a_cache_larger_than_the_memory_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"cache_tokens=99999999999 take .* GiB, there are"):
+        fitted(cache_tokens=99_999_999_999)
+    asked = EngineOptions("m", cache_tokens=200_000, max_context=100_000)  # 3.05 GiB
+    sizes = {"page_size": 16, "dtype": "bfloat16", "kv_dtype": "bfloat16", "free_bytes": 2 * GIB}
+    with pytest.raises(ValueError, match=r"take 3.05 GiB, there are 1.76"):
+        fit_pools(MINI, asked, **sizes)  # type: ignore[arg-type]
+    assert fit_pools(MINI, asked, **sizes, all_bytes=8 * GIB).sizes.pages == 12_500  # type: ignore[arg-type]
+
+
 def test_given_sizes_are_taken_as_they_are() -> None:
     got = fitted(cache_tokens=1000, cached_states=5, max_running=3, host_gib=1, disk="d", disk_gib=2)
     assert (got.sizes.pages, got.sizes.slots, got.max_context) == (63, 8, 1008)

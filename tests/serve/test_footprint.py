@@ -1,12 +1,21 @@
 """What `accounting.footprint` says an engine allocates is what it allocates: every storage and a chunk's peak."""
 
+import gc
+from dataclasses import asdict, replace
+from typing import Any
+
 import pytest
 import torch
 
-from plait.accounting import footprint, parameters, scale_bytes
-from plait.config import ModelConfig
+from plait.accounting import Level, footprint, parameters, scale_bytes
+from plait.bench.dummy import dummy_model
+from plait.config import ModelConfig, presets
 from plait.model import LanguageModel, init_weights
+from plait.serve.build import engine_of, with_pools
+from plait.serve.options import EngineOptions
 from plait.serve.plan import Row, Start, StepPlan
+from plait.serve.prompts import Prompts
+from plait.serve.request import Request
 from plait.serve.runner import Runner
 from plait.text import SamplingParams
 
@@ -54,6 +63,54 @@ def test_the_account_is_within_5_percent_of_what_is_allocated(shape: str) -> Non
     measured = fixed + runner._tables.host.nbytes + runner._last.nbytes + activations
     assert activations > 0.05 * measured  # else the last of the parts wouldn't count
     assert said.total == pytest.approx(measured, rel=0.05)
+
+
+MINI_8 = replace(presets["jamba-1.5-mini"], n_layers=8)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("quantize", "level", "chunk"), [("experts_int8", "int8_experts_mlp", 8192), (None, "bf16", 2048)]
+)
+def test_the_account_is_within_5_percent_on_a_gpu(quantize: str | None, level: Level, chunk: int) -> None:
+    """An engine with eight layers of Mini, from its weights to the end of 16 answers at once."""
+    found = measured_on_a_gpu(MINI_8, quantize, chunk)
+    sizes = found.pop("sizes")
+    said = footprint(MINI_8, **sizes, level=level)
+    print({k: f"{v / 2**30:.3f} GiB" for k, v in (asdict(said) | {"total": said.total} | found).items()})
+    assert said.weights == pytest.approx(found["weights_seen"], rel=0.01)
+    beside = found["pools_seen"] - said.states - said.pages - said.tables
+    assert 0 < beside < 2**28  # graphs and the libraries' workspaces: 0.16 GiB on an H100
+    assert said.total == pytest.approx(found["allocated"], rel=0.05)
+    assert said.total == pytest.approx(found["reserved"], rel=0.1)  # graphs, and what the allocator can't use
+
+
+def measured_on_a_gpu(config: ModelConfig, quantize: str | None, chunk: int) -> dict[str, Any]:
+    """Bytes beyond what was there, and the sizes they belong to."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    model = dummy_model(config, "cuda", torch.bfloat16, quantize=quantize)
+    torch.cuda.empty_cache()  # what making them took is no part of serving
+    torch.cuda.reset_peak_memory_stats()
+    weights = torch.cuda.memory_allocated() - before
+    options = EngineOptions(
+        "mini", device="cuda", max_context=32_768, cache_tokens=131_072, cached_states=8, max_batched_tokens=chunk
+    )
+    loaded = with_pools(model, Prompts(config, None, None), options)
+    pools = torch.cuda.memory_allocated() - before - weights
+    engine = engine_of(loaded, loaded.runner, options).engine
+    for nth in range(16):
+        prompt = (nth + 1, *range(1, 4096))
+        engine.add(Request(prompt, SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)))
+    while not engine.is_idle:
+        engine.step()
+    sizes = {"slots": loaded.fitted.sizes.slots, "pages": loaded.fitted.sizes.pages, "max_context": 32_768}
+    return {
+        "weights_seen": weights, "pools_seen": pools, "allocated": torch.cuda.max_memory_allocated() - before,
+        "reserved": torch.cuda.max_memory_reserved() - before, "sizes": sizes | {"max_batched_tokens": chunk},
+    }  # fmt: skip
 
 
 def test_int8_pages_and_weights() -> None:

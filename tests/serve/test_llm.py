@@ -76,13 +76,18 @@ def test_greedy_answers_are_those_of_the_plain_model(
     limits = any_llm.engine.limits
     limits.max_batched_tokens, limits.max_running = max_batched_tokens, max_running
     fed: list[int] = []
-    handle = any_llm.model.register_forward_pre_hook(lambda _, args: fed.append(args[0].shape[1]))
     requests = [
         GenerationRequest(token_ids=ids, sampling=SamplingParams(temperature=0, max_tokens=n, ignore_eos=True))
         for ids, n in zip(prompts, lengths, strict=False)
     ]
-    done = any_llm.generate(requests)
-    handle.remove()
+    with pytest.MonkeyPatch.context() as patch:
+        launch = any_llm.engine.executor.launch
+        patch.setattr(
+            any_llm.engine.executor,
+            "launch",
+            lambda plan: (fed.append(sum(row.n_tokens for row in plan.rows)), launch(plan)),
+        )
+        done = any_llm.generate(requests)
     assert max(fed) <= max(max_batched_tokens, max_running)
     for ids, n, completion in zip(prompts, lengths, done, strict=False):
         assert (completion.finish_reason, completion.completion_tokens, len(completion.token_ids)) == ("length", n, n)

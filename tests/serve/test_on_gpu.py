@@ -56,9 +56,11 @@ def test_draws_do_not_depend_on_the_batch(folder: Path) -> None:
     assert [c.token_ids for c in together] == [c.token_ids for c in alone]
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_two_gpus_write_what_one_writes(folder: Path) -> None:
-    one = LLM(folder, device="cuda", cache_tokens=8192, max_context=400)
-    two = LLM(folder, device="cuda", cache_tokens=8192, max_context=400, tensor_parallel=2)
+@pytest.mark.gpus(2)
+@pytest.mark.parametrize("expert_parallel", [False, True])
+def test_two_gpus_write_what_one_writes(folder: Path, expert_parallel: bool) -> None:
+    options = {"device": "cuda", "cache_tokens": 8192, "max_context": 400}
+    one = LLM(folder, **options)  # type: ignore[arg-type]
+    two = LLM(folder, **options, tensor_parallel=2, expert_parallel=expert_parallel)  # type: ignore[arg-type]
     expected = one.generate(prompts(8), GREEDY)
     assert [c.token_ids for c in two.generate(prompts(8), GREEDY)] == [c.token_ids for c in expected]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from plait.serve.plan import StepPlan
 from plait.serve.pools import PoolSizes
 from plait.serve.request import Request
 from plait.serve.scheduler import Limits
@@ -184,6 +185,24 @@ def test_drafts_make_fewer_steps_and_the_same_answer() -> None:
     one_slot = Run(PoolSizes(slots=1, pages=40), vocab_size=2, limits=Limits(max_running=1, n_drafts=4))
     assert one_slot.ask(prompt, n) == answer(prompt, n, 2)  # no slot to keep a state in: no drafts
     assert one_slot.engine.stats().drafts_total == 0
+
+
+def test_drafts_keep_within_the_few_tokens_of_a_step() -> None:
+    run = Run(ROOMY, vocab_size=2, limits=Limits(max_running=4, n_drafts=7, few_tokens=6))
+    sizes: list[int] = []
+    launch = run.executor.launch
+
+    def watched(plan: StepPlan) -> None:
+        if any(row.n_drafts for row in plan.rows):
+            sizes.append(sum(row.n_tokens for row in plan.rows if row.n_drafts or row.mode == "decode"))
+        launch(plan)
+
+    run.executor.launch = watched  # type: ignore[method-assign]
+    for nth in range(4):
+        run.add(Request(tuple([1, nth % 2, 3, 4] * 3), SamplingParams(max_tokens=40 + 20 * nth)))
+    run.finish()
+    run.check_answers()
+    assert max(sizes) == 6
 
 
 def test_a_failing_executor_ends_everything_and_the_engine_goes_on() -> None:

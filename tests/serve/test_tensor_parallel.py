@@ -5,10 +5,17 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from plait import quant
+from plait.model.checkpoint import read_config
+from plait.parallel.placement import placement_of, placements
+from plait.parallel.tensor import slice_part
 from plait.serve import LLM
 from plait.serve.async_llm import AsyncLLM
 from plait.serve.options import EngineOptions
@@ -28,13 +35,14 @@ def folder(make_folder: Callable[..., Path]) -> Path:
     return make_folder(**SHAPE)
 
 
-@pytest.mark.parametrize(("n", "quantize"), [(2, "experts_int8"), (4, None)])
+@pytest.mark.parametrize(("n", "quantize", "expert_parallel"), [(2, "experts_int8", True), (4, None, False)])
 def test_the_same_tokens_as_one_process(
-    folder: Path, n: int, quantize: str | None, monkeypatch: pytest.MonkeyPatch
+    folder: Path, n: int, quantize: str | None, expert_parallel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     options = {"quantize": quantize, "cache_tokens": 1024, "max_batched_tokens": 16, "max_running": 3}
-    one, shared = LLM(folder, **options), LLM(folder, **options, tensor_parallel=n)  # type: ignore[arg-type]
+    one = LLM(folder, **options)  # type: ignore[arg-type]
+    shared = LLM(folder, **options, tensor_parallel=n, expert_parallel=expert_parallel)  # type: ignore[arg-type]
     for params in PARAMS:
         mine, theirs = one.generate(PROMPTS, params), shared.generate(PROMPTS, params)
         assert [c.token_ids for c in theirs] == [c.token_ids for c in mine]
@@ -44,9 +52,48 @@ def test_the_same_tokens_as_one_process(
     shared.engine.close()  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(("quantize", "dealt"), [(None, False), ("experts_int8", False), ("experts_int8", True)])
+def test_a_process_never_holds_more_than_its_share_and_a_layer(
+    make_folder: Callable[..., Path], quantize: str | None, dealt: bool
+) -> None:
+    """The whole is on disk only: its pages are mapped, or rounded row by row."""
+    folder = make_folder(**SHAPE | {"n_layers": 12, "d_model": 64, "d_ff": 128, "attn_period": 6})
+    config, shares = read_config(folder), []
+    whole = quant.load(folder, quantize=quantize)
+    for rank in range(2):
+        cut = partial(slice_part, config=config, place=(rank, 2), whole_experts=dealt)
+        peak, model = peak_of(lambda cut=cut: quant.load(folder, quantize=quantize, share=cut))  # type: ignore[misc]
+        shares.append(model.state_dict())
+        n_bytes = sum(t.nbytes for t in whole.state_dict().values())
+        largest = max(sum(t.nbytes for t in layer.state_dict().values()) for layer in whole.layers)
+        assert sum(t.nbytes for t in shares[rank].values()) < 0.53 * n_bytes
+        peak -= (folder / "model.safetensors").stat().st_size  # mapped, which torch counts as given out
+        assert 0.5 * n_bytes < peak < 0.53 * n_bytes + 1.5 * largest < 0.8 * n_bytes
+    table = placements(config, tp=2, ep=1 + dealt)
+    for name, tensor in whole.state_dict().items():
+        for rank in range(2):
+            expected = placement_of(table, name).share(tensor, tp=(rank, 2), ep=(rank, 2) if dealt else (0, 1))
+            assert torch.equal(shares[rank][name], expected), name
+
+
+def peak_of(run: Callable[[], Any]) -> tuple[int, Any]:
+    """Bytes that torch's allocator has given out at the worst moment, and what came of it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        made = run()
+    live = peak = 0
+    assert profile.profiler is not None
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    return peak, made
+
+
 def test_a_model_that_does_not_divide_is_refused_before_anything_starts(folder: Path) -> None:
     with pytest.raises(ValueError, match="3"):
         LLM(folder, tensor_parallel=3)
+    with pytest.raises(ValueError, match="give tensor_parallel at least 2"):
+        LLM(folder, expert_parallel=True)
 
 
 def test_a_worker_that_dies_ends_the_engine_and_the_error_says_so(

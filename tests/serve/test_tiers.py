@@ -90,3 +90,12 @@ def test_a_failing_disk_is_told_and_leaves_no_half_file(tmp_path: Path, monkeypa
     with pytest.raises(OSError, match="no space left"):
         tiers.run([Copy("state", Place("disk", 0), Place("device", 1))])
     assert list((tmp_path / "tier").iterdir()) == []
+
+
+def test_what_an_earlier_engine_left_on_disk_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    mine = [tmp_path / name for name in ("state_3.safetensors", "page_0.safetensors", "page_7.tmp")]
+    others = [tmp_path / name for name in ("model.safetensors", "notes.tmp", "state.txt")]
+    for path in (*mine, *others):
+        path.touch()
+    make_tiers(tmp_path).close()
+    assert sorted(tmp_path.iterdir()) == sorted(others)

@@ -6,27 +6,17 @@ import json
 import os
 import signal
 import sys
+import typing
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from plait.config import ModelConfig
 from plait.train import loop
-from plait.train.config import (
-    DataConfig,
-    GuardConfig,
-    LoraConfig,
-    LossConfig,
-    OptimConfig,
-    ParallelConfig,
-    TrainConfig,
-)
+from plait.train.config import TrainConfig
 
-PARTS = {
-    "model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "losses": LossConfig, "guard": GuardConfig,
-    "parallel": ParallelConfig, "lora": LoraConfig,
-}  # fmt: skip
+PARTS = {name: kind for name, kind in typing.get_type_hints(TrainConfig).items() if is_dataclass(kind)}
 
 
 def main() -> None:

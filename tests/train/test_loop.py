@@ -29,6 +29,7 @@ from plait.train.config import TrainConfig
 from plait.train.evaluation import evaluate, heldout_rows
 from plait.train.loop import train
 from plait.train.metrics import read_metrics
+from plait.train.optimizer import AdamW
 from plait.train.step import tensors_of, train_step
 
 CPU = torch.device("cpu")
@@ -106,7 +107,7 @@ def test_stopped_before_its_first_step(
     tiny_run: TrainConfig, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_stop_signal", lambda: nullcontext(stopped))
+        patch.setattr(loop, "stop_signal", lambda: nullcontext(stopped))
         (stopped := Event()).set()
         result = train(tiny_run, tmp_path)
     assert (result.step, result.stopped) == (0, True)
@@ -132,18 +133,16 @@ def test_a_second_interrupt_ends_at_once(
 
 
 KILLED = """
-import json, os, signal, sys
+import dataclasses, json, os, signal, sys, typing
 from pathlib import Path
-from plait.config import ModelConfig
 from plait.train import checkpoint, loop
-from plait.train.config import *
+from plait.train.config import TrainConfig
 
 def kill(*args):
     os.kill(os.getpid(), signal.SIGKILL)
 
 given = json.loads(sys.argv[1])
-parts = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "losses": LossConfig, "guard": GuardConfig,
-         "parallel": ParallelConfig, "lora": LoraConfig}
+parts = {name: kind for name, kind in typing.get_type_hints(TrainConfig).items() if dataclasses.is_dataclass(kind)}
 config = TrainConfig(**given | {name: kind(**given[name]) for name, kind in parts.items()})
 if sys.argv[3] == "saving":  # the second checkpoint, with one file of three written
     save, saved = checkpoint.save_file, []
@@ -255,11 +254,13 @@ def one_step(config: TrainConfig, batch: Batch) -> tuple[dict[str, float], dict[
     model = init_weights(LanguageModel(config.model), seed=1).train()
     gradients: dict[str, torch.Tensor] = {}
 
-    class Kept(torch.optim.SGD):
-        def step(self, closure: None = None) -> None:  # type: ignore[override]
-            gradients.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    class Kept(AdamW):
+        def step(self, factor: torch.Tensor | None = None) -> None:  # type: ignore[override]
+            assert factor is not None
+            gradients.update({n: p.grad * factor for n, p in model.named_parameters() if p.grad is not None})
 
-    return train_step(model, Kept(model.parameters(), lr=1.0), batch, config, CPU), gradients
+    optimizer = Kept([{"params": list(model.parameters()), "weight_decay": 0.0}], config.optim)
+    return train_step(model, optimizer, batch, config, CPU), gradients
 
 
 @pytest.fixture(scope="module")
@@ -343,7 +344,7 @@ def test_a_loss_that_diverges_leaves_the_last_good_checkpoint(
         if where == "loss":
             patch.setattr(Plan, "next_token_sums", poison(Plan.next_token_sums, where))
         else:
-            patch.setattr(Plan, "clip", poison(Plan.clip, where))
+            patch.setattr(Plan, "gradient_norm", poison(Plan.gradient_norm, where))
         with pytest.raises(FloatingPointError, match=r"step 5: loss .*nan.*lower optim.lr"):
             train(config, tmp_path)
     assert [c.name for c in checkpoints(tmp_path / "checkpoints")] == ["step-00000003"]

@@ -2,14 +2,16 @@
 
 import io
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from plait.train import metrics
-from plait.train.metrics import MetricsFile, TensorBoard, TrainProgress, read_metrics
+from plait.train.metrics import MetricsFile, TensorBoard, TrainProgress, Wandb, read_metrics
 
 RECORD = {
     "step": 7, "lr": 1e-3, "tokens_per_second": 12_345.6, "loss": 5.43219, "ce": 5.4, "balance": 2.0104,
@@ -108,7 +110,7 @@ def progress(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, **more: Any) ->
 
 def test_elsewhere_a_log_is_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     line = (
-        "step  7/80  loss 5.4322  balance 2.010  |act| mamba 0.0012 experts 1.3e+02  grad 0.62  lr 1.0e-03"
+        "step  7/80  loss 5.4322  balance 2.010  |act| mamba 0.0012  experts 1.3e+02  grad 0.62  lr 1.0e-03"
         "  12,346 tok/s  left 2:05\n"
     )
     assert progress(monkeypatch, terminal=False) == line
@@ -122,3 +124,34 @@ def test_a_terminal_has_a_bar_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "tiny_run" in shown
     assert "7/80" in shown.split("tok/s  left 2:05")[1]
     assert "loss 5.432  12,346 tok/s" in shown
+
+
+def test_weights_and_biases_where_a_project_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    class Run:
+        def log(self, values: dict[str, float], step: int) -> None:
+            calls.append((values, step))
+
+        def finish(self) -> None:
+            calls.append("finished")
+
+    def init(**given: Any) -> Run:
+        calls.append(given)
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for _ in range(2):
+        with Wandb("project", "run", tmp_path) as board:
+            board.write({"step": 3, "loss": 1.5, "load/layer_01": [0.5, 1.5]})
+    assert calls[0]["project"] == "project"
+    assert calls[0]["id"] == calls[3]["id"]  # a resumed run goes on in the same place
+    expected = {"step": 3, "loss": 1.5, "load/layer_01/expert_00": 0.5, "load/layer_01/expert_01": 1.5}
+    assert calls[1:3] == [(expected, 3), "finished"]
+    calls.clear()
+    with Wandb("", "run", tmp_path) as board:
+        board.write({"step": 1})
+    assert not calls
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="pip install wandb"):
+        Wandb("project", "run", tmp_path)

@@ -48,7 +48,7 @@ def test_it_is_the_definition(tiny_run: TrainConfig) -> None:
     torch.testing.assert_close(found, expected.detach(), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("mode", ["selective", "full"])
+@pytest.mark.parametrize("mode", ["light", "selective", "full"])
 def test_recomputing_changes_nothing(mode: str, tiny_run: TrainConfig) -> None:
     plain, again = (init_weights(LanguageModel(tiny_run.model), seed=0) for _ in range(2))
     loss, gradients = loss_and_gradients(plain, tiny_run)
@@ -58,7 +58,7 @@ def test_recomputing_changes_nothing(mode: str, tiny_run: TrainConfig) -> None:
     assert all(torch.equal(gradients[name], recomputed[name]) for name in gradients)
 
 
-@pytest.mark.parametrize("mode", ["none", "selective", "full"])
+@pytest.mark.parametrize("mode", ["none", "light", "selective", "full"])
 def test_less_is_kept(mode: str, tiny_run: TrainConfig) -> None:
     def kept(mode: str) -> int:
         sizes: dict[int, int] = {}

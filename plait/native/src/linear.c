@@ -132,7 +132,7 @@ static row prepare(const format *f, const void *x, int64_t at, int type, void *t
 /* How far ahead of a load to fetch, in bytes: the same place in the next rows, AHEAD or more away. Hardware follows long rows by itself,
  * but not far enough; of short ones it has lost the trail by the time it has found it. Into the second cache, not the first: measured,
  * 1.5 to 2 times the bytes a second from memory. */
-#define AHEAD 16384
+#define AHEAD 8192
 INLINE int64_t fetch_distance(int64_t row_bytes) { return (AHEAD + TILE * row_bytes - 1) / (TILE * row_bytes) * TILE * row_bytes; }
 
 /* ---- a unit of 16 weight rows times some tokens: out[token][16] ---- */

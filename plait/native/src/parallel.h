@@ -15,10 +15,13 @@ void plait_for(int64_t n_items, int64_t n_threads, plait_body body, void *arg);
 enum { FINE = 0, BAD_TOKEN_ID, BAD_EXPERT_ID, BAD_SLOT, BAD_PAGE };
 typedef int (*plait_kernel)(const void *args);
 
-/* A kernel with its arguments, as a tape holds them. */
+/* A kernel with its arguments, as a tape holds them, and the memory that it will read once: up to two ranges, shared out over threads. */
 typedef struct {
   plait_kernel run;
   const void *args;
+  const void *weights[2];
+  int64_t n_bytes[2];
+  int64_t before; /* bytes of such memory in all steps before this one */
 } plait_step;
 
 #endif

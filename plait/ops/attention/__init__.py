@@ -23,10 +23,10 @@ def _why_not_cudnn(q: Tensor) -> str | None:
     return None if q.dtype in (torch.bfloat16, torch.float16) else f"computes in bfloat16 and float16, got {q.dtype}"
 
 
-def _native_paged_attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, *rest: Tensor) -> Tensor:
+def _native_paged_attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, *rest: Any) -> Tensor:
     """int8 pages through C where the queries are few, else as in sdpa.py."""
-    where, scales = rest[:3], rest[3:]
-    if not scales:
+    where, scales = rest[:3], rest[3:5]
+    if scales[0] is None:
         return native.paged_attention(q, k_pages, v_pages, *where)
     wide = k_pages.new_empty(0, *k_pages.shape[1:], dtype=torch.float32)  # its layout decides, not its type
     if not native._can_run(q, wide, wide, len(where[2])):
@@ -86,17 +86,18 @@ def paged_attention(
     context_lens: Tensor,
     k_scales: Tensor | None = None,
     v_scales: Tensor | None = None,
+    on_host: reference.OnHost | None = None,
 ) -> Tensor:
     """The same for queries whose keys and values already lie in pages, their own included (see `write_pages`).
 
     q [tokens, n_heads, d_head]; pages [n_pages, page_size, n_kv_heads, d_head]; page_table [n_seqs, max_pages] page
     numbers in order (the tail is ignored); context_lens [n_seqs]: tokens of each sequence before this call. int8 pages
-    have fp32 scales [n_pages, page_size, n_kv_heads], one a token and head.
+    have fp32 scales [n_pages, page_size, n_kv_heads], one a token and head. `on_host`: cu_seqlens and context_lens as
+    numbers, where the caller has them; otherwise long chunks on a GPU wait to read them.
     """
     _check_scales(k_pages, k_scales, v_scales)
     run = pick("attention", PAGED_IMPLEMENTATIONS, q)
-    scales = () if k_scales is None else (k_scales, v_scales)
-    return run(q, k_pages, v_pages, page_table, cu_seqlens, context_lens, *scales)
+    return run(q, k_pages, v_pages, page_table, cu_seqlens, context_lens, k_scales, v_scales, on_host)
 
 
 def write_pages(

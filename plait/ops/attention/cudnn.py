@@ -5,13 +5,14 @@ to the products of a long chunk that is little. Queries are filled up to a multi
 a plan, on the host, for every length that it meets.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.ops.attention.reference import read_pages
+from plait.ops.attention.reference import OnHost, lengths, read_pages
 
 LENGTH_STEP = 512  # tokens
 
@@ -30,12 +31,20 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> tuple[Tensor
 
 def paged_attention(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, cu_seqlens: Tensor, context_lens: Tensor,
-    k_scales: Tensor | None = None, v_scales: Tensor | None = None,
+    k_scales: Tensor | None = None, v_scales: Tensor | None = None, on_host: OnHost | None = None,
 ) -> Tensor:  # fmt: skip
-    bounds, context = cu_seqlens.tolist(), context_lens.tolist()
     out = torch.empty_like(q)
+    write(out, 0, q, k_pages, v_pages, page_table, *lengths(cu_seqlens, context_lens, on_host), k_scales, v_scales)
+    return out
+
+
+def write(
+    out: Tensor, first: int, q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, bounds: Sequence[int],
+    context: Sequence[int], k_scales: Tensor | None, v_scales: Tensor | None,
+) -> None:  # fmt: skip
+    """The results of the sequences from number `first` on, into their rows of out [tokens, n_heads, d_head]."""
     for i, (a, b) in enumerate(pairwise(bounds)):
-        if a == b:
+        if a == b or i < first:
             continue
         total = context[i] + b - a
         used = page_table[i, : -(-total // k_pages.shape[1])].long()
@@ -47,4 +56,3 @@ def paged_attention(
             share = torch.sigmoid(past_lse - here_lse)
             here = torch.lerp(here.float(), past.float(), share)
         out[a:b] = here
-    return out

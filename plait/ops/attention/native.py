@@ -10,7 +10,7 @@ from plait.native import why_not as why_not  # for IMPLEMENTATIONS
 from plait.ops.attention import sdpa
 from plait.ops.dispatch import outside_graphs
 
-FEW_TOKENS = 4  # of a sequence: beyond, keys are better read once for many queries than once for each
+FEW_TOKENS = 8  # of a sequence: beyond, keys are better read once for many queries than once for each
 SPAN, MAX_HEAD, MAX_GROUP = 512, 256, 64  # of src/attention.c
 
 INTEGERS = ("n_tokens", "n_seqs", "n_heads", "n_kv_heads", "d_head", "page_size", "n_pages", "table_stride", "q_stride",

@@ -1,9 +1,12 @@
 """Causal attention, written out: scores, softmax in fp32, weighted values."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+OnHost = tuple[Sequence[int], Sequence[int]]  # cu_seqlens and context_lens
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -18,6 +21,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("hqk,khd->qhd", weights, v.to(wide)).to(q.dtype)
 
 
+def lengths(cu_seqlens: Tensor, context_lens: Tensor, on_host: OnHost | None) -> OnHost:
+    """Both on the host: as given, or read, for which a GPU is waited for."""
+    return (cu_seqlens.tolist(), context_lens.tolist()) if on_host is None else on_host
+
+
 def read_pages(pages: Tensor, scales: Tensor | None, page_ids: Tensor, dtype: torch.dtype) -> Tensor:
     """Pages in the order asked for, as [..., tokens, n_kv_heads, d_head] of dtype; int8 ones times their scales."""
     rows = pages[page_ids].flatten(-4, -3)
@@ -30,7 +38,7 @@ def read_pages(pages: Tensor, scales: Tensor | None, page_ids: Tensor, dtype: to
 def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
     """[..., d_head] -> int8 and fp32 scales [...]: one scale a token and head."""
     wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    scales = wide.abs().amax(-1) / 127
+    scales = wide.abs().amax(-1) / torch.full((), 127, dtype=wide.dtype, device=wide.device)  # a number is inverted
     values = (wide / scales.clamp_min(1e-30)[..., None]).round().clamp(-127, 127)
     return values.to(torch.int8), scales.float()
 
@@ -59,9 +67,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, bounds: list[
 
 def paged_attention(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, cu_seqlens: Tensor, context_lens: Tensor,
-    k_scales: Tensor | None = None, v_scales: Tensor | None = None,
+    k_scales: Tensor | None = None, v_scales: Tensor | None = None, on_host: OnHost | None = None,
 ) -> Tensor:  # fmt: skip
-    bounds, context = cu_seqlens.tolist(), context_lens.tolist()
+    bounds, context = lengths(cu_seqlens, context_lens, on_host)
     outputs = []
     for i, (a, b) in enumerate(pairwise(bounds)):
         total = context[i] + b - a

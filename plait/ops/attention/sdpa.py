@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.ops.attention.reference import read_pages
+from plait.ops.attention.reference import OnHost, lengths, read_pages
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -22,19 +22,19 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, is_cau
 
 def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, bounds: list[int] | None = None) -> Tensor:
     bounds = cu_seqlens.tolist() if bounds is None else bounds
-    lengths = [b - a for a, b in pairwise(bounds)]
-    if len(set(lengths)) == 1:
-        q, k, v = (t.unflatten(0, (len(lengths), lengths[0])) for t in (q, k, v))
+    sizes = [b - a for a, b in pairwise(bounds)]
+    if len(set(sizes)) == 1:
+        q, k, v = (t.unflatten(0, (len(sizes), sizes[0])) for t in (q, k, v))
         return _sdpa(q, k, v, is_causal=True).flatten(0, 1)
-    pieces = zip(*(t.split(lengths) for t in (q, k, v)), strict=True)
+    pieces = zip(*(t.split(sizes) for t in (q, k, v)), strict=True)
     return torch.cat([_sdpa(q[None], k[None], v[None], is_causal=True)[0] for q, k, v in pieces])
 
 
 def paged_attention(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, cu_seqlens: Tensor, context_lens: Tensor,
-    k_scales: Tensor | None = None, v_scales: Tensor | None = None,
+    k_scales: Tensor | None = None, v_scales: Tensor | None = None, on_host: OnHost | None = None,
 ) -> Tensor:  # fmt: skip
-    bounds, context = cu_seqlens.tolist(), context_lens.tolist()
+    bounds, context = lengths(cu_seqlens, context_lens, on_host)
     if all(
         b - a == 1 for a, b in pairwise(bounds)
     ):  # one token of each sequence: one batch, masked to each one's length

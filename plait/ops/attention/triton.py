@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,12 +21,14 @@ from torch import Tensor
 
 from plait.ops import tuned
 from plait.ops.attention import cudnn, sdpa
-from plait.ops.launch import on_device_of
+from plait.ops.attention.reference import OnHost
+from plait.ops.launch import direct, next_power_of_2, on_device_of
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LONG_CHUNK = 1024  # queries a sequence from which cuDNN is used
 
 
+@direct
 @triton.jit(do_not_specialize=["n_seqs", "max_pages"])
 def _attention_kernel(
     q_ptr, k_ptr, v_ptr, k_scales_ptr, v_scales_ptr, out_ptr, lse_ptr, table_ptr, cu_seqlens_ptr, context_ptr, n_seqs,
@@ -105,6 +108,7 @@ def _attention_kernel(
             tl.store(lse_ptr + at, tl.where(empty, -float("inf"), best + tl.log2(norm)), stored)
 
 
+@direct
 @triton.jit
 def _join_kernel(parts_ptr, lse_ptr, out_ptr, D_HEAD: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr):  # fmt: skip
     """out[row] = sum over splits of parts weighted by 2^lse."""
@@ -157,7 +161,7 @@ def _launch(
     bq = max(1, (16 if decode else 128) // group)
     if decode and tokens == n_seqs:
         bq = 1
-    rows = max(16, triton.next_power_of_2(bq * group))
+    rows = max(16, next_power_of_2(bq * group))
     blocks = tokens // bq + n_seqs
     splits = 1
     if cut is None and decode and page_table is not None:
@@ -172,7 +176,7 @@ def _launch(
     if splits > 1:
         parts = torch.empty(tokens, n_heads, splits, d_head, dtype=torch.float32, device=q.device)
         lse = torch.empty(tokens, n_heads, splits, dtype=torch.float32, device=q.device)
-    d = max(16, triton.next_power_of_2(d_head))
+    d = max(16, next_power_of_2(d_head))
     _attention_kernel[(blocks, n_kv, splits)](
         q.contiguous(), k.contiguous(), v.contiguous(), *(scales or (lse, lse)), parts, lse,
         cu_seqlens if page_table is None else page_table.contiguous(), cu_seqlens,
@@ -188,6 +192,7 @@ def _launch(
     return out
 
 
+@direct
 @triton.jit(do_not_specialize=["n_seqs", "max_pages"])
 def _write_kernel(
     k_ptr, v_ptr, k_pages_ptr, v_pages_ptr, k_scales_ptr, v_scales_ptr, table_ptr, cu_seqlens_ptr, context_ptr, n_seqs,
@@ -242,7 +247,7 @@ def write_pages(
             k, v, k_pages, v_pages, *scales, page_table.contiguous(), cu_seqlens, context_lens, len(context_lens),
             page_table.shape[1], k.stride(0), v.stride(0),
             INT8=k_scales is not None, PAGE=k_pages.shape[1], N_KV=n_kv, D_HEAD=d_head,
-            H=triton.next_power_of_2(n_kv), D=triton.next_power_of_2(d_head), num_warps=4,
+            H=next_power_of_2(n_kv), D=next_power_of_2(d_head), num_warps=4,
         )  # fmt: skip
 
 
@@ -254,12 +259,33 @@ def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, bounds: list[
 
 def paged_attention(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, cu_seqlens: Tensor, context_lens: Tensor,
-    k_scales: Tensor | None = None, v_scales: Tensor | None = None,
+    k_scales: Tensor | None = None, v_scales: Tensor | None = None, on_host: OnHost | None = None,
 ) -> Tensor:  # fmt: skip
+    """Long chunks at the end, where decode rows come first, go through cuDNN, which is twice as fast, if `on_host` says
+    their lengths; without it only where all are long, and then the host waits to read them.
+    """
     if not (k_pages.is_contiguous() and v_pages.is_contiguous()):
         raise ValueError("k_pages and v_pages must each be contiguous: a copy of the cache at every call would be slow")
-    n_seqs = context_lens.shape[0]
-    if q.shape[0] >= LONG_CHUNK * n_seqs and q.is_cuda and q.dtype != torch.float32:  # twice as fast, at a host sync
-        return cudnn.paged_attention(q, k_pages, v_pages, page_table, cu_seqlens, context_lens, k_scales, v_scales)
     scales = None if k_scales is None or v_scales is None else (k_scales.contiguous(), v_scales.contiguous())
-    return _launch(q, k_pages, v_pages, cu_seqlens, page_table, context_lens, scales)
+    n = n_seqs = context_lens.shape[0]  # sequences for the kernel here
+    if q.is_cuda and q.dtype != torch.float32 and (on_host is not None or q.shape[0] >= LONG_CHUNK * n_seqs):
+        on_host = cudnn.lengths(cu_seqlens, context_lens, on_host)
+        n = _before_long_chunks(on_host[0])
+    if n == n_seqs:
+        return _launch(q, k_pages, v_pages, cu_seqlens, page_table, context_lens, scales)
+    assert on_host is not None
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    if n:
+        here = on_host[0][n]
+        of_first = cu_seqlens[: n + 1], page_table[:n], context_lens[:n]
+        out[:here] = _launch(q[:here], k_pages, v_pages, *of_first, scales)
+    cudnn.write(out, n, q, k_pages, v_pages, page_table, *on_host, k_scales, v_scales)
+    return out
+
+
+def _before_long_chunks(bounds: Sequence[int]) -> int:
+    """How many sequences come before those at the end that each have LONG_CHUNK queries or more."""
+    n = len(bounds) - 1
+    while n and bounds[n] - bounds[n - 1] >= LONG_CHUNK:
+        n -= 1
+    return n

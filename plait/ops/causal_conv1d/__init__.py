@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from plait.ops.causal_conv1d import lagged, native, reference
-from plait.ops.dispatch import Implementation, anywhere, pick, why_not_triton
+from plait.ops.dispatch import Implementation, anywhere, lazily, pick, why_not_triton
 
 
 def _why_not_triton(probe: Tensor) -> str | None:
@@ -39,6 +39,11 @@ UPDATE_IMPLEMENTATIONS = {
     "native": Implementation(native.causal_conv1d_update, native.why_not),
     "lagged": Implementation(reference.causal_conv1d_update, anywhere),
     "reference": Implementation(reference.causal_conv1d_update, anywhere),
+}
+COLUMNS_IMPLEMENTATIONS = {
+    "triton": Implementation(lazily("plait.ops.causal_conv1d.triton", "columns_at"), _why_not_triton),
+    "native": Implementation(reference.columns_at, native.why_not),
+    **{name: Implementation(reference.columns_at, anywhere) for name in ("lagged", "reference")},
 }
 
 
@@ -75,12 +80,4 @@ def columns_at(
     """The columns that continue each sequence after export_at [n_seqs] of its tokens (0 to all of them), as
     final_columns does after the last: [n_seqs, channels, d_conv - 1], the oldest first. No host sync.
     """
-    lag = torch.arange(1 - d_conv, 0, device=x.device)  # the inputs at export_at + lag
-    at = export_at.long()[:, None] + lag  # [n_seqs, d_conv - 1], in the sequence
-    inside = x[(cu_seqlens[:-1].long()[:, None] + at).clamp(0, max(len(x) - 1, 0))]  # [n_seqs, d_conv - 1, channels]
-    if initial_columns is None:
-        before = torch.zeros_like(inside)
-    else:
-        column = (at + d_conv - 1).clamp(0, d_conv - 2)[:, :, None].expand_as(inside)
-        before = initial_columns.transpose(1, 2).gather(1, column).to(x.dtype)
-    return torch.where((at >= 0)[:, :, None], inside, before).transpose(1, 2).contiguous()
+    return pick("causal_conv1d", COLUMNS_IMPLEMENTATIONS, x)(x, cu_seqlens, export_at, d_conv, initial_columns)

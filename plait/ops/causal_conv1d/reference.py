@@ -30,3 +30,17 @@ def causal_conv1d_update(x: Tensor, weight: Tensor, bias: Tensor | None, columns
     columns[slots] = window[:, :, 1:].to(columns.dtype)
     total = (window * weight.to(wide)).sum(-1)
     return F.silu(total if bias is None else total + bias).to(x.dtype)
+
+
+def columns_at(
+    x: Tensor, cu_seqlens: Tensor, export_at: Tensor, d_conv: int, initial_columns: Tensor | None
+) -> Tensor:  # fmt: skip
+    lag = torch.arange(1 - d_conv, 0, device=x.device)  # the inputs at export_at + lag
+    at = export_at.long()[:, None] + lag  # [n_seqs, d_conv - 1], in the sequence
+    inside = x[(cu_seqlens[:-1].long()[:, None] + at).clamp(0, max(len(x) - 1, 0))]  # [n_seqs, d_conv - 1, channels]
+    if initial_columns is None:
+        before = torch.zeros_like(inside)
+    else:
+        column = (at + d_conv - 1).clamp(0, d_conv - 2)[:, :, None].expand_as(inside)
+        before = initial_columns.transpose(1, 2).gather(1, column).to(x.dtype)
+    return torch.where((at >= 0)[:, :, None], inside, before).transpose(1, 2).contiguous()

@@ -15,19 +15,32 @@ Floor: x read once and the output written once (the backward: x and dout read, d
 # mypy: disable-error-code="unreachable"
 # (tuples that grow in a loop unrolled at compile time are empty to mypy)
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from plait.ops.launch import on_device_of, overlaps, speaks_ptx
+from plait.ops.launch import cdiv, direct, on_device_of, overlaps, speaks_ptx
+from plait.ops.operator import operator
 
-CHANNELS, UNROLL = 256, 16
-BACKWARD_CHANNELS, BACKWARD_UNROLL = 512, 4
-WARPS = 2
-SHORT, LONG = 64, 256  # tokens of a tile: of few tokens, so that all multiprocessors have work, and of many
+
+class Cut(NamedTuple):
+    """Tokens of a tile, tokens at a time, channels and warps of a program, stages of the pipeline through shared memory
+    (1: none).
+    """
+
+    tile: int
+    unroll: int
+    channels: int
+    warps: int
+    stages: int
+
+
+FORWARD = Cut(32, 16, 256, 2, 1)
+BACKWARD = Cut(256, 4, 512, 2, 3)
+BACKWARD_SHORT = Cut(64, 4, 512, 2, 3)  # up to 4,096 tokens, so that all multiprocessors have work
 
 
 @triton.jit
@@ -97,11 +110,12 @@ def shifted(window, newest, K: tl.constexpr):
     return moved
 
 
+@direct
 @triton.jit(do_not_specialize=["n_seqs"])
 def forward_kernel(
     x_ptr, weight_ptr, bias_ptr, bounds_ptr, columns_ptr, out_ptr, final_ptr, x_stride, channels, n_seqs,
     K: tl.constexpr, T: tl.constexpr, UNROLL: tl.constexpr, BD: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_INITIAL: tl.constexpr, PTX: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, PTX: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     row, d = tl.program_id(1), tl.program_id(0) * BD + tl.arange(0, BD)
     in_d = d < channels
@@ -118,7 +132,7 @@ def forward_kernel(
         window = window + (
             input_at(x_ptr, columns_ptr, age - 1 - lag, length, x_stride, channels, d, in_d, K, HAS_INITIAL),
         )
-    for done in range(0, tl.minimum(length - age, T), UNROLL):
+    for done in tl.range(0, tl.minimum(length - age, T), UNROLL, num_stages=STAGES):
         xs = ()
         for i in tl.static_range(UNROLL):
             at = (age + (done + i)).to(tl.int64)
@@ -144,12 +158,13 @@ def silu_slope(total, PTX: tl.constexpr):
     return s * (1.0 + total * (1.0 - s))
 
 
+@direct
 @triton.jit(do_not_specialize=["n_seqs"])
 def backward_kernel(
     x_ptr, weight_ptr, bias_ptr, bounds_ptr, columns_ptr, dout_ptr, dfinal_ptr, dx_ptr, dcolumns_ptr, partials_ptr,
     x_stride, dout_stride, channels, n_seqs,
     K: tl.constexpr, T: tl.constexpr, UNROLL: tl.constexpr, BD: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_INITIAL: tl.constexpr, PTX: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, PTX: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dx_t = sum_lag w_lag p_{t + lag}, p the gradient before the activation, recomputed: only the inputs are saved.
 
@@ -180,7 +195,7 @@ def backward_kernel(
         sums = sums + (tl.zeros([BD], tl.float32),)
     sums = sums + (tl.zeros([BD], tl.float32),)
 
-    for done in range(0, tl.where(begin < length, end - begin + K - 1, 0), UNROLL):
+    for done in tl.range(0, tl.where(begin < length, end - begin + K - 1, 0), UNROLL, num_stages=STAGES):
         xs, douts = (), ()
         for i in tl.static_range(UNROLL):
             at = begin + (done + i)
@@ -215,6 +230,7 @@ def backward_kernel(
     tl.store(partials_ptr + K * channels + d, sums[K], in_d)
 
 
+@direct
 @triton.jit
 def update_kernel(
     x_ptr, weight_ptr, bias_ptr, columns_ptr, slots_ptr, out_ptr, x_stride, channels,
@@ -239,6 +255,39 @@ def update_kernel(
     tl.store(out_ptr + seq.to(tl.int64) * channels + d, total * tl.sigmoid(total), in_d)
 
 
+@direct
+@triton.jit
+def columns_kernel(
+    x_ptr, bounds_ptr, at_ptr, initial_ptr, out_ptr, x_stride, channels,
+    K: tl.constexpr, BD: tl.constexpr, HAS_INITIAL: tl.constexpr,
+):  # fmt: skip
+    """The K - 1 inputs before token at_ptr[seq] of each sequence, [K - 1, channels]."""
+    seq, d = tl.program_id(1).to(tl.int64), tl.program_id(0) * BD + tl.arange(0, BD)
+    in_d = d < channels
+    start = tl.load(bounds_ptr + seq).to(tl.int64)
+    at = tl.load(at_ptr + seq).to(tl.int64)
+    for column in tl.static_range(K - 1):
+        token = at + (column + 1 - K)
+        value = tl.load(x_ptr + (start + token) * x_stride + d, in_d & (token >= 0), 0.0)
+        if HAS_INITIAL:
+            carried = initial_ptr + (seq * (K - 1) + token + (K - 1)) * channels + d
+            value += tl.load(carried, in_d & (token < 0), 0.0).to(value.dtype)
+        tl.store(out_ptr + (seq * (K - 1) + column) * channels + d, value, in_d)
+
+
+def columns_at(
+    x: Tensor, cu_seqlens: Tensor, export_at: Tensor, d_conv: int, initial_columns: Tensor | None
+) -> Tensor:  # fmt: skip
+    n_seqs, channels = export_at.shape[0], x.shape[1]
+    x, out = _rows(x), x.new_empty(n_seqs, d_conv - 1, channels)
+    with on_device_of(x):
+        columns_kernel[(cdiv(channels, 1024), n_seqs)](
+            x, cu_seqlens, export_at, _token_major(initial_columns), out, x.stride(0), channels,
+            K=d_conv, BD=1024, HAS_INITIAL=initial_columns is not None, num_warps=4,
+        )  # fmt: skip
+    return out.transpose(1, 2)
+
+
 def causal_conv1d(
     x: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor, initial_columns: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -252,7 +301,7 @@ def causal_conv1d_update(x: Tensor, weight: Tensor, bias: Tensor | None, columns
     BD = 512 if n_seqs * channels > 1 << 16 else 128  # a single sequence needs more programs
     overlap = overlaps(x)
     with on_device_of(x):
-        update_kernel[(n_seqs, triton.cdiv(channels, BD))](
+        update_kernel[(n_seqs, cdiv(channels, BD))](
             x, weight.contiguous(), bias, columns, slots, out, x.stride(0), channels,
             K=weight.shape[1], BD=BD, HAS_BIAS=bias is not None, OVERLAP=overlap, num_warps=BD // 128,
             **({"launch_pdl": True} if overlap else {}),
@@ -260,7 +309,7 @@ def causal_conv1d_update(x: Tensor, weight: Tensor, bias: Tensor | None, columns
     return out
 
 
-@torch.library.custom_op("plait::causal_conv1d_triton", mutates_args=())
+@operator("plait::causal_conv1d_triton")
 def _conv(
     x: Tensor,
     weight: Tensor,
@@ -269,42 +318,43 @@ def _conv(
     initial_columns: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     (tokens, channels), K, n_seqs = x.shape, weight.shape[1], cu_seqlens.shape[0] - 1
-    x, tile = _rows(x), _tile(tokens)
+    x, cut = _rows(x), FORWARD
     out, final = x.new_empty(tokens, channels), x.new_empty(n_seqs, K - 1, channels)
     with on_device_of(x):
-        forward_kernel[(triton.cdiv(channels, CHANNELS), tokens // tile + n_seqs)](
+        forward_kernel[(cdiv(channels, cut.channels), tokens // cut.tile + n_seqs)](
             x, weight.contiguous(), bias, cu_seqlens, _token_major(initial_columns), out, final, x.stride(0), channels,
             n_seqs,
-            K=K, T=tile, UNROLL=UNROLL, BD=CHANNELS, HAS_BIAS=bias is not None, HAS_INITIAL=initial_columns is not None,
-            PTX=speaks_ptx(x), num_warps=WARPS,
+            K=K, T=cut.tile, UNROLL=cut.unroll, BD=cut.channels, HAS_BIAS=bias is not None,
+            HAS_INITIAL=initial_columns is not None, PTX=speaks_ptx(x), STAGES=cut.stages, num_warps=cut.warps,
         )  # fmt: skip
-    return out, final.transpose(1, 2).contiguous()
+    return out, final.transpose(1, 2)
 
 
 @_conv.register_fake
 def _(x, weight, bias, cu_seqlens, initial_columns):
-    return x.new_empty(x.shape), x.new_empty(cu_seqlens.shape[0] - 1, weight.shape[0], weight.shape[1] - 1)
+    final = x.new_empty(cu_seqlens.shape[0] - 1, weight.shape[1] - 1, weight.shape[0])
+    return x.new_empty(x.shape), final.transpose(1, 2)
 
 
-@torch.library.custom_op("plait::causal_conv1d_triton_backward", mutates_args=())
+@operator("plait::causal_conv1d_triton_backward")
 def _conv_backward(
     dout: Tensor, dfinal: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor,
     initial_columns: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, weight, bias and initial_columns; an empty tensor for one that was not given."""
     (tokens, channels), K, n_seqs = x.shape, weight.shape[1], cu_seqlens.shape[0] - 1
-    x, dout, tile = _rows(x), _rows(dout), _tile(tokens)
+    x, dout, cut = _rows(x), _rows(dout), BACKWARD_SHORT if tokens <= 4096 else BACKWARD
     dx = x.new_empty(tokens, channels)
     dcolumns = x.new_empty(n_seqs, K - 1, channels) if initial_columns is not None else None
-    n_rows = (tokens + n_seqs * (K - 1)) // tile + n_seqs
+    n_rows = (tokens + n_seqs * (K - 1)) // cut.tile + n_seqs
     partials = x.new_empty(n_rows, K + 1, channels, dtype=torch.float32)
     with on_device_of(x):
-        backward_kernel[(triton.cdiv(channels, BACKWARD_CHANNELS), n_rows)](
+        backward_kernel[(cdiv(channels, cut.channels), n_rows)](
             x, weight.contiguous(), bias, cu_seqlens, _token_major(initial_columns), dout, _token_major(dfinal), dx,
             dcolumns,
             partials, x.stride(0), dout.stride(0), channels, n_seqs,
-            K=K, T=tile, UNROLL=BACKWARD_UNROLL, BD=BACKWARD_CHANNELS, HAS_BIAS=bias is not None,
-            HAS_INITIAL=initial_columns is not None, PTX=speaks_ptx(x), num_warps=WARPS,
+            K=K, T=cut.tile, UNROLL=cut.unroll, BD=cut.channels, HAS_BIAS=bias is not None,
+            HAS_INITIAL=initial_columns is not None, PTX=speaks_ptx(x), STAGES=cut.stages, num_warps=cut.warps,
         )  # fmt: skip
     sums = partials.sum(0)
     dbias = x.new_empty(0) if bias is None else sums[K].to(bias.dtype, copy=True)
@@ -334,10 +384,6 @@ def _differentiate(ctx: Any, dout: Tensor | None, dfinal: Tensor | None) -> tupl
 
 
 _conv.register_autograd(_differentiate, setup_context=_remember)
-
-
-def _tile(tokens: int) -> int:
-    return SHORT if tokens <= 4096 else LONG
 
 
 def _rows(t: Tensor) -> Tensor:

@@ -7,7 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from plait.ops.launch import direct, next_power_of_2
 
+
+@direct
 @triton.jit
 def _kernel(logits_ptr, labels_ptr, loss_ptr, lse_ptr, row_stride, width, z_weight, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
@@ -41,7 +44,7 @@ def _kernel(logits_ptr, labels_ptr, loss_ptr, lse_ptr, row_stride, width, z_weig
 
 def loss_and_gradient(logits: Tensor, labels: Tensor, z_weight: float) -> tuple[Tensor, Tensor]:
     loss, lse = (torch.empty(len(logits), dtype=torch.float32, device=logits.device) for _ in range(2))
-    block = min(4096, triton.next_power_of_2(logits.shape[1]))
+    block = min(4096, next_power_of_2(logits.shape[1]))
     grid = (len(logits),)
     _kernel[grid](
         logits, labels, loss, lse, logits.stride(0), logits.shape[1], float(z_weight), BLOCK=block, num_warps=8

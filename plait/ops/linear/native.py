@@ -21,6 +21,9 @@ class LinearArgs(native.Arguments):
 
     _fields_ = native.fields(INTEGERS, ("x", "weight", "scale", "y"))
 
+    def read_once(self) -> list[tuple[int, int]]:
+        return [(self.weight, self.n_out * self.width * native.SIZES[self.weight_type])]
+
 
 def can_multiply(x: Tensor, weight: Tensor, scale: Tensor | None) -> bool:
     """Whether the C kernels take these, were they few tokens: no gradient wanted, contiguous weights of known types."""

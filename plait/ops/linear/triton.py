@@ -13,8 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from plait.ops import tuned
-from plait.ops.launch import on_device_of, overlaps
+from plait.ops.launch import cdiv, direct, next_power_of_2, on_device_of, overlaps, speaks_ptx
 from plait.ops.linear import matmul
+from plait.ops.operator import operator
 
 FEW_TOKENS = 2  # at 4 the library's product was faster for bf16, the tiled one for int8 (H100)
 WIDEST = 8192  # columns a program reads at a time
@@ -22,6 +23,7 @@ ELEMENTS = 16384  # of a program's tile, at 4 warps
 PROGRAMS = 264  # two to a multiprocessor of an H100: fewer would leave bandwidth unused
 
 
+@direct
 @triton.jit
 def _few_tokens_kernel(
     x_ptr, w_ptr, scale_ptr, y_ptr, n_out, x_stride,
@@ -60,15 +62,26 @@ def _few_tokens_kernel(
 
 
 @triton.jit
-def _of_bytes(w):
+def _of_bytes(w, PTX: tl.constexpr):
     """The four int8 of each word as fp32. A byte under the exponent of 2^23 is worth 2^23 more than itself: one
     subtraction, where a conversion instruction runs at a quarter of the rate.
     """
     w = w ^ -2139062144  # 0x80808080: e + 128 in every byte
-    e0 = ((w & 0xFF) | 0x4B000000).to(tl.float32, bitcast=True) - 8388736.0
-    e1 = (((w >> 8) & 0xFF) | 0x4B000000).to(tl.float32, bitcast=True) - 8388736.0
-    e2 = (((w >> 16) & 0xFF) | 0x4B000000).to(tl.float32, bitcast=True) - 8388736.0
-    e3 = (((w >> 24) & 0xFF) | 0x4B000000).to(tl.float32, bitcast=True) - 8388736.0
+    if PTX:
+        b0, b1, b2, b3 = tl.inline_asm_elementwise(
+            """prmt.b32 $0, $4, 0x4B000000, 0x7440;
+            prmt.b32 $1, $4, 0x4B000000, 0x7441;
+            prmt.b32 $2, $4, 0x4B000000, 0x7442;
+            prmt.b32 $3, $4, 0x4B000000, 0x7443;""",
+            "=r,=r,=r,=r,r", [w], dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=True, pack=1,
+        )  # fmt: skip
+    else:
+        b0, b1, b2, b3 = w & 0xFF, (w >> 8) & 0xFF, (w >> 16) & 0xFF, (w >> 24) & 0xFF
+        b0, b1, b2, b3 = b0 | 0x4B000000, b1 | 0x4B000000, b2 | 0x4B000000, b3 | 0x4B000000
+    e0 = b0.to(tl.float32, bitcast=True) - 8388736.0
+    e1 = b1.to(tl.float32, bitcast=True) - 8388736.0
+    e2 = b2.to(tl.float32, bitcast=True) - 8388736.0
+    e3 = b3.to(tl.float32, bitcast=True) - 8388736.0
     return e0, e1, e2, e3
 
 
@@ -83,48 +96,61 @@ def _words(w_ptr, row, n_out, word, WIDTH: tl.constexpr, ROWS: tl.constexpr):
 
 
 @triton.jit
+def _side_by_side(columns, ROWS: tl.constexpr):
+    """ROWS vectors [n] as [n, ROWS]."""
+    if ROWS == 1:
+        return tl.expand_dims(columns[0], 1)
+    elif ROWS == 2:
+        return tl.join(columns[0], columns[1])
+    else:
+        four = tl.join(tl.join(columns[0], columns[2]), tl.join(columns[1], columns[3]))
+        return tl.reshape(four, [four.shape[0], 4])
+
+
+@direct
+@triton.jit
 def _few_tokens_int8_kernel(
     x_ptr, w_ptr, scale_ptr, y_ptr, n_out, x_stride,
-    WIDTH: tl.constexpr, TOKENS: tl.constexpr, BK: tl.constexpr, EARLY: tl.constexpr, OVERLAP: tl.constexpr,
+    WIDTH: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, BK: tl.constexpr, EARLY: tl.constexpr,
+    OVERLAP: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """Four rows of int8 weights as words of four, times bf16 x as pairs of two. WIDTH is a multiple of 16."""
+    """ROWS (1, 2 or 4) of int8 weights as words of four, times bf16 x as words of four. WIDTH is a multiple of 16."""
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
-    row = tl.program_id(0) * 4
+    row = tl.program_id(0) * ROWS
     word = tl.arange(0, BK // 16)[:, None] * 4 + tl.arange(0, 4)[None, :]
     if OVERLAP and not EARLY:
         tl.extra.cuda.gdc_wait()
-    ws = _words(w_ptr, row, n_out, word, WIDTH, 4)
+    ws = _words(w_ptr, row, n_out, word, WIDTH, ROWS)
     if OVERLAP and EARLY:
         tl.extra.cuda.gdc_wait()
     sums = ()
     for _ in tl.static_range(TOKENS):
-        sums = sums + (tl.zeros([BK // 16, 2, 2], tl.float32),)
+        sums = sums + (tl.zeros([BK // 16, ROWS], tl.float32),)
     for first in tl.static_range(0, WIDTH // 4, BK // 4):
         now = ws
         if first + BK // 4 < WIDTH // 4:
-            ws = _words(w_ptr, row, n_out, first + BK // 4 + word, WIDTH, 4)
+            ws = _words(w_ptr, row, n_out, first + BK // 4 + word, WIDTH, ROWS)
         added = ()
         for token in tl.static_range(TOKENS):
-            pair = x_ptr + token * (x_stride // 2) + (first + word) * 2
-            low = tl.load(pair, first + word < WIDTH // 4, other=0)
-            high = tl.load(pair + 1, first + word < WIDTH // 4, other=0)
+            four = tl.load(x_ptr + token * (x_stride // 4) + first + word, first + word < WIDTH // 4, other=0)
+            low, high = four.to(tl.int32), (four >> 32).to(tl.int32)
             x0, x1 = (low << 16).to(tl.float32, bitcast=True), (low & -65536).to(tl.float32, bitcast=True)
             x2, x3 = (high << 16).to(tl.float32, bitcast=True), (high & -65536).to(tl.float32, bitcast=True)
             products = ()
-            for r in tl.static_range(4):
-                e0, e1, e2, e3 = _of_bytes(now[r])
+            for r in tl.static_range(ROWS):
+                e0, e1, e2, e3 = _of_bytes(now[r], PTX)
                 products = products + (tl.sum(e0 * x0 + e1 * x1 + (e2 * x2 + e3 * x3), 1),)
-            four = tl.join(tl.join(products[0], products[2]), tl.join(products[1], products[3]))
-            added = added + (sums[token] + four,)
+            added = added + (sums[token] + _side_by_side(products, ROWS),)
         sums = added
-    r = row + tl.arange(0, 4)
+    r = row + tl.arange(0, ROWS)
     scale = tl.load(scale_ptr + r, r < n_out, other=0.0)
     for token in tl.static_range(TOKENS):
-        y = tl.reshape(tl.sum(sums[token], 0), [4]) * scale
+        y = tl.sum(sums[token], 0) * scale
         tl.store(y_ptr + token * n_out + r, y.to(y_ptr.dtype.element_ty), r < n_out)
 
 
+@direct
 @triton.jit(do_not_specialize=["tokens"])
 def _int8_kernel(
     x_ptr, w_ptr, scale_ptr, y_ptr, tokens, n_out, x_stride,
@@ -147,30 +173,41 @@ def _int8_kernel(
     tl.store(y_ptr + m[:, None] * n_out + n[None, :], y.to(y_ptr.dtype.element_ty), there)
 
 
-def _few_tokens(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
-    """x [tokens, width], tokens at most FEW_TOKENS. Weights that are parameters count as constants (see launch.py)."""
+def _few_tokens(
+    x: Tensor, weight: Tensor, scale: Tensor | None, *, cut: tuple[int, int] | None = None
+) -> Tensor:  # fmt: skip
+    """x [tokens, width], tokens at most FEW_TOKENS. Weights that are parameters count as constants (see launch.py).
+
+    cut: rows and warps of a program of the int8 kernel.
+    """
     (tokens, width), n_out = x.shape, weight.shape[0]
     y = x.new_empty(tokens, n_out)
-    BK = min(max(triton.next_power_of_2(width), 16), WIDEST)
+    BK = min(max(next_power_of_2(width), 16), WIDEST)
     overlap = overlaps(x)
     how = {"WIDTH": width, "TOKENS": tokens, "BK": BK, "OVERLAP": overlap, **({"launch_pdl": True} if overlap else {}),
            "EARLY": isinstance(weight, torch.nn.Parameter)}  # fmt: skip
     with on_device_of(x):
-        if scale is not None and x.dtype == torch.bfloat16 and width % 16 == 0 and x.stride(0) % 2 == 0:
-            _few_tokens_int8_kernel[(triton.cdiv(n_out, 4),)](
-                x.view(torch.int32), weight.view(torch.int32), scale, y, n_out, x.stride(0),
-                num_warps=max(1, min(4, BK // 1024)), **how,
+        if scale is not None and x.dtype == torch.bfloat16 and width % 16 == 0 and _in_words(x):
+            rows, warps = cut or (4, max(1, min(8, BK // 1024)))
+            _few_tokens_int8_kernel[(cdiv(n_out, rows),)](
+                x.view(torch.int64), weight.view(torch.int32), scale, y, n_out, x.stride(0), ROWS=rows,
+                PTX=speaks_ptx(x), num_warps=warps, **how,
             )  # fmt: skip
             return y
         ROWS = min(max(1, ELEMENTS // BK), 16)
-        while ROWS > 1 and triton.cdiv(n_out, ROWS) < PROGRAMS:
+        while ROWS > 1 and cdiv(n_out, ROWS) < PROGRAMS:
             ROWS //= 2
-        _few_tokens_kernel[(triton.cdiv(n_out, ROWS),)](
+        _few_tokens_kernel[(cdiv(n_out, ROWS),)](
             x, weight, weight if scale is None else scale, y, n_out, x.stride(0), ROWS=ROWS,
             VECTOR=16 // weight.element_size(), INT8=scale is not None, num_warps=max(1, min(4, ROWS * BK // 2048)),
             **how,
         )  # fmt: skip
     return y
+
+
+def _in_words(x: Tensor) -> bool:
+    """Whether every row begins on a word of four bf16."""
+    return x.stride(0) % 4 == 0 and x.storage_offset() % 4 == 0
 
 
 def tiles_for(x: Tensor, weight: Tensor) -> tuple[int, ...]:
@@ -187,7 +224,7 @@ def _many_tokens_int8(x: Tensor, weight: Tensor, scale: Tensor, *, tile: tuple[i
     BM, BN, BK, warps, stages = tile or tiles_for(x, weight)
     y = x.new_empty(tokens, n_out)
     with on_device_of(x):
-        _int8_kernel[(triton.cdiv(tokens, BM), triton.cdiv(n_out, BN))](
+        _int8_kernel[(cdiv(tokens, BM), cdiv(n_out, BN))](
             x, weight, scale, y, tokens, n_out, x.stride(0), WIDTH=width, BM=BM, BN=BN, BK=BK,
             num_warps=warps, num_stages=stages,
         )  # fmt: skip
@@ -203,7 +240,7 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     return _linear(x, weight, scale)
 
 
-@torch.library.custom_op("plait::linear_triton", mutates_args=())
+@operator("plait::linear_triton")
 def _linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     rows = rows if rows.stride(-1) == 1 else rows.contiguous()

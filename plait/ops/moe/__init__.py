@@ -61,6 +61,14 @@ MOE_IMPLEMENTATIONS = {
     "grouped": Implementation(grouped.moe, anywhere),
     "reference": Implementation(reference.moe, anywhere),
 }
+COMBINE_IMPLEMENTATIONS = {
+    "triton": Implementation(lazily("plait.ops.moe.weighted", "combine"), _why_not_triton),
+    "reference": Implementation(reference.combine, anywhere),
+}
+SIZED_IMPLEMENTATIONS = {
+    "triton": Implementation(lazily("plait.ops.moe.weighted", "combine_sized"), _why_not_triton),
+    "reference": Implementation(reference.combine_sized, anywhere),
+}
 SWIGLU_IMPLEMENTATIONS = {
     "native": Implementation(native.swiglu, native.why_not),
     "triton": Implementation(lazily("plait.ops.moe.grouped_mm", "swiglu"), _why_not_triton),
@@ -130,7 +138,19 @@ def _autocast(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
 
 def combine(outputs: Tensor, weights: Tensor) -> Tensor:
     """sum_j weights_j * outputs_j: [tokens, top_k, d_model] and [tokens, top_k] -> [tokens, d_model]."""
-    return reference.combine(outputs, weights)
+    if torch.compiler.is_compiling():
+        return reference.combine(outputs, weights)
+    return pick("moe_combine", COMBINE_IMPLEMENTATIONS, outputs)(outputs, weights)
+
+
+def combine_sized(outputs: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`combine`, and of the outputs the sum of squares, with a gradient, and the greatest absolute value, without:
+    scalars in fp32. The gradient of the squares costs no pass over the outputs of its own.
+    """
+    if torch.compiler.is_compiling():
+        return reference.combine_sized(outputs, weights)
+    out, squares, max_abs = pick("moe_combine", SIZED_IMPLEMENTATIONS, outputs)(outputs, weights)
+    return out, squares, max_abs
 
 
 def moe(
@@ -189,6 +209,38 @@ def moe_share(
     x, gate_up, down = _autocast(x, gate_up, down)
     run = pick("moe", implementations, x)
     return run(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale, (first_expert, n_experts))
+
+
+def arrived_outputs(
+    rows: Tensor,
+    counts: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    *,
+    gate_up_scale: Tensor | None = None,
+    down_scale: Tensor | None = None,
+) -> Tensor:
+    """Rows that came by an all-to-all, each through the expert it came for: [n, d_model] -> the same, in their order.
+
+    counts [n_senders, n_experts], on the device: how many came from each sender for each expert that lies here; rows
+    lie sorted by sender, then by expert, as senders sort them. gate_up and down as rows, or as `prepare` returned them
+    (then without a gradient). No rows at all are allowed. No host sync on a GPU.
+    """
+    expert_ids = torch.arange(counts.shape[1], device=rows.device).repeat(counts.shape[0])
+    expert_ids = torch.repeat_interleave(expert_ids, counts.flatten(), output_size=rows.shape[0])[:, None]
+    scales = {"gate_up_scale": gate_up_scale, "down_scale": down_scale}
+    if rows.shape[0] == 0:  # a row of zeros, so that weights and the rows' senders get their gradients all the same
+        rows, expert_ids = torch.cat([rows, rows.new_zeros(1, rows.shape[1])]), expert_ids.new_zeros(1, 1)
+        return _through_experts(rows, expert_ids, gate_up, down, **scales)[:0]
+    return _through_experts(rows, expert_ids, gate_up, down, **scales)
+
+
+def _through_experts(
+    rows: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor, **scales: Tensor | None
+) -> Tensor:
+    if packed.is_packed(gate_up):
+        return moe(rows, torch.ones(expert_ids.shape, device=rows.device), expert_ids, gate_up, down, **scales)
+    return expert_outputs(rows, expert_ids, gate_up, down, **scales)[:, 0]
 
 
 def swiglu(

@@ -5,10 +5,13 @@ from torch import Tensor
 
 from plait.ops.case import Case, Cost, Inputs, OpCases
 from plait.ops.moe import (
+    COMBINE_IMPLEMENTATIONS,
     IMPLEMENTATIONS,
     MOE_IMPLEMENTATIONS,
     PACKED_IMPLEMENTATIONS,
     ROUTE_IMPLEMENTATIONS,
+    combine,
+    combine_sized,
     expert_outputs,
     moe,
     packed,
@@ -155,4 +158,37 @@ ROUTE = OpCases(
         _route_case("prefill", 8192, 16, 2, large=True),
     ),
     tolerance={torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6},
+)
+
+
+def _combine_case(name: str, tokens: int, top_k: int, width: int, *, large: bool = False) -> Case:
+    def inputs(generator: torch.Generator) -> Inputs:
+        outputs = torch.randn(tokens, top_k, width, generator=generator, dtype=torch.float64)
+        return {"outputs": outputs, "weights": torch.rand(tokens, top_k, generator=generator, dtype=torch.float64)}
+
+    def cost(inputs: Inputs) -> Cost:
+        outputs = inputs["outputs"]
+        return Cost(bytes=outputs.element_size() * outputs.numel() * (1 + 1 / outputs.shape[1]))
+
+    return Case(name, inputs, ("outputs", "weights"), large, cost)
+
+
+def _combine(outputs: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+    out, squares, max_abs = combine_sized(outputs, weights)
+    return combine(outputs, weights), out, squares / outputs.numel(), max_abs.detach() + 0 * squares
+
+
+COMBINE = OpCases(
+    op="moe_combine",
+    call=_combine,
+    implementations=COMBINE_IMPLEMENTATIONS,  # and SIZED_IMPLEMENTATIONS, which have the same names
+    cases=(
+        _combine_case("one token", 1, 1, 7),
+        _combine_case("odd", 33, 3, 100),
+        _combine_case("two of each", 65, 2, 512),
+        _combine_case("a layer", 8192, 2, 2048, large=True),
+    ),
+    tolerance=TOLERANCE,
+    grad_tolerance=GRAD_TOLERANCE,
+    keep=("weights",),
 )

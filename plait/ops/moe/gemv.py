@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from plait.ops import tuned
-from plait.ops.launch import overlaps
+from plait.ops.launch import direct, overlaps
 
 _X_FACTOR = tl.constexpr(2.0**96)
 _SCALE_FACTOR = tl.constexpr(2.0**37)
@@ -71,6 +71,7 @@ def _sixteen_rows(w_ptr, x_ptr, zero, ATOMS: tl.constexpr, TILE: tl.constexpr, W
     return tl.split(tl.sum(tl.sum(tl.reshape(both, [4, 8, 2 * TILE, 2]), 2), 0))
 
 
+@direct
 @triton.jit
 def _gate_up_kernel(x_ptr, w_ptr, scale_ptr, ids_ptr, h_ptr, D_FF: tl.constexpr, ATOMS: tl.constexpr,
                     ROUTED: tl.constexpr, TILE: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
@@ -92,6 +93,7 @@ def _gate_up_kernel(x_ptr, w_ptr, scale_ptr, ids_ptr, h_ptr, D_FF: tl.constexpr,
     tl.store(h_ptr + choice * D_FF + row, (gate * tl.sigmoid(gate) * up).to(h_ptr.dtype.element_ty))
 
 
+@direct
 @triton.jit
 def _down_kernel(h_ptr, w_ptr, scale_ptr, ids_ptr, weights_ptr, out_ptr, D_MODEL: tl.constexpr, ATOMS: tl.constexpr,
                  TOP_K: tl.constexpr, ROUTED: tl.constexpr, TILE: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip

@@ -30,6 +30,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from plait.ops import tuned
+from plait.ops.launch import Box, direct
 from plait.ops.moe import gemv
 from plait.ops.moe.triton import Order, combine, gather, order
 
@@ -208,6 +209,7 @@ def _warpgroup(w_desc, x_desc, out_desc, scale_ptr, expert_ptr, n_blocks_ptr, pa
     tma.store_wait(0)
 
 
+@direct
 @gluon.jit(do_not_specialize=["part_rows"])
 def _grouped(w_desc, x_desc, out_desc, scale_ptr, expert_ptr, n_blocks_ptr, part_rows,
              STAGES: gl.constexpr, HALF: gl.constexpr, DEEP: gl.constexpr, BM: gl.constexpr, N: gl.constexpr,
@@ -279,6 +281,9 @@ def _n_programs(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+_layout = functools.cache(gl.NVMMASharedLayout)
+
+
 def _deep(shape: Shape, width: int) -> int:
     return shape.deep if width % (128 * shape.deep) == 0 else 1  # the number of k-steps must be even
 
@@ -313,13 +318,12 @@ def product(
     part_rows = -(-rows // shape.tokens) * shape.tokens if splits > 1 else rows
     n_out, columns = (n // 2, 32 * half) if gated else (n, 64 * half)
     out = x.new_empty(splits, part_rows, n_out, dtype=torch.float32 if splits > 1 else torch.bfloat16)
-    w_layout, x_layout = gl.NVMMASharedLayout(128, 8, 3), gl.NVMMASharedLayout(128, 16, 2)
-    out_layout = gl.NVMMASharedLayout(min(128, columns * out.element_size()), 8 * out.element_size(), 2)
-    w_shape, w_strides = [w.numel() // (width * 64), width // 2, 128], [width * 64, 128, 1]
+    w_shape, w_strides = (w.numel() // (width * 64), width // 2, 128), (width * 64, 128, 1)
+    out_layout = _layout(min(128, columns * out.element_size()), 8 * out.element_size(), 2)
     _grouped[(_n_programs(x.device),)](
-        TensorDescriptor(w, w_shape, w_strides, [half, 32 * deep, 128], w_layout),
-        TensorDescriptor(x, [rows, width], [width, 1], [shape.tokens, 64 * deep], x_layout),
-        TensorDescriptor(out, [splits * part_rows, n_out], [n_out, 1], [shape.tokens, columns], out_layout),
+        Box(TensorDescriptor, w, w_shape, w_strides, (half, 32 * deep, 128), _layout(128, 8, 3)),
+        Box(TensorDescriptor, x, (rows, width), (width, 1), (shape.tokens, 64 * deep), _layout(128, 16, 2)),
+        Box(TensorDescriptor, out, (splits * part_rows, n_out), (n_out, 1), (shape.tokens, columns), out_layout),
         scale, by.expert_of, by.n_blocks, part_rows,
         STAGES=min(shape.stages[0 if gated else 1], steps + 1), HALF=half, DEEP=deep, BM=shape.tokens, N=n, K=width,
         GROUP=shape.group, SPLITS=splits, GATED=gated, SUBNORMAL=subnormal, num_warps=4,

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from plait.ops.launch import cdiv, direct, next_power_of_2
 from plait.ops.moe import grouped
 from plait.ops.moe import triton as kernels
 from plait.ops.moe.triton import Order, combine, gather, order
@@ -22,6 +23,7 @@ ALIGN = 16
 FEW_ROWS = 64  # an expert, up to which the kernels of triton.py are used for inference
 
 
+@direct
 @triton.jit
 def _swiglu_kernel(gate_up_ptr, h_ptr, end_ptr, D_FF: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
@@ -33,6 +35,7 @@ def _swiglu_kernel(gate_up_ptr, h_ptr, end_ptr, D_FF: tl.constexpr, BLOCK: tl.co
         tl.store(h_ptr + row * D_FF + n, h.to(h_ptr.dtype.element_ty), n < D_FF)
 
 
+@direct
 @triton.jit
 def _swiglu_backward_kernel(gate_up_ptr, dh_ptr, dgate_up_ptr, h_ptr, end_ptr, D_FF: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
@@ -51,8 +54,8 @@ def _swiglu_backward_kernel(gate_up_ptr, dh_ptr, dgate_up_ptr, h_ptr, end_ptr, D
 
 
 def _grid(rows: int, d_ff: int) -> tuple[tuple[int, int], int]:
-    block = min(2048, triton.next_power_of_2(d_ff))
-    return (rows, triton.cdiv(d_ff, block)), block
+    block = min(2048, next_power_of_2(d_ff))
+    return (rows, cdiv(d_ff, block)), block
 
 
 def _forward(rows: Tensor, gate_up: Tensor, down: Tensor, by: Order) -> tuple[Tensor, Tensor]:

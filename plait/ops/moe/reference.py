@@ -47,6 +47,12 @@ def combine(outputs: Tensor, weights: Tensor) -> Tensor:
     return (outputs * weights.to(outputs.dtype)[..., None]).sum(1)
 
 
+def combine_sized(outputs: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    wide = torch.promote_types(outputs.dtype, torch.float32)
+    squares = torch.linalg.vector_norm(outputs, dtype=wide).square()
+    return combine(outputs, weights), squares, torch.linalg.vector_norm(outputs.detach(), torch.inf).to(wide)
+
+
 def moe(
     x: Tensor,
     weights: Tensor,

@@ -11,7 +11,7 @@ runs are equal bit by bit. Every product accumulates in fp32.
 
 from __future__ import annotations
 
-import itertools
+import functools
 from typing import NamedTuple
 
 import torch
@@ -20,11 +20,12 @@ import triton.language as tl
 from torch import Tensor
 
 from plait.ops import tuned
-from plait.ops.launch import overlaps
+from plait.ops.launch import cdiv, direct, next_power_of_2, overlaps
 
 # ---- routing --------------------------------------------------------------------------------------------------------
 
 
+@direct
 @triton.jit(do_not_specialize=["tokens"])
 def _route_kernel(logits_ptr, weights_ptr, ids_ptr, tokens, N_EXPERTS: tl.constexpr, TOP_K: tl.constexpr,
                   E: tl.constexpr, ROWS: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
@@ -53,9 +54,9 @@ def route(router_logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     expert_ids = router_logits.new_empty(tokens, top_k, dtype=torch.int64)
     rows = 4 if tokens < 1024 else 32
     overlap = overlaps(router_logits)
-    _route_kernel[(triton.cdiv(tokens, rows),)](
+    _route_kernel[(cdiv(tokens, rows),)](
         router_logits.contiguous(), weights, expert_ids, tokens,
-        N_EXPERTS=n_experts, TOP_K=top_k, E=triton.next_power_of_2(n_experts), ROWS=rows, OVERLAP=overlap,
+        N_EXPERTS=n_experts, TOP_K=top_k, E=next_power_of_2(n_experts), ROWS=rows, OVERLAP=overlap,
         num_warps=1, **({"launch_pdl": True} if overlap else {}),
     )  # fmt: skip
     return weights, expert_ids
@@ -89,6 +90,7 @@ def _one_hot(ids_ptr, entries, chunk, first, ROUTED: tl.constexpr, N_EXPERTS: tl
     return entry, (expert[:, None] == tl.arange(0, E)[None, :]).to(tl.int32)
 
 
+@direct
 @triton.jit(do_not_specialize=["entries", "first"])
 def _count_kernel(ids_ptr, counts_ptr, entries, first, ROUTED: tl.constexpr, N_EXPERTS: tl.constexpr, E: tl.constexpr,
                   CHUNK: tl.constexpr):  # fmt: skip
@@ -97,6 +99,7 @@ def _count_kernel(ids_ptr, counts_ptr, entries, first, ROUTED: tl.constexpr, N_E
     tl.store(counts_ptr + chunk * E + tl.arange(0, E), tl.sum(hot, 0))
 
 
+@direct
 @triton.jit(do_not_specialize=["entries", "first_expert", "blocks", "chunks"])
 def _order_kernel(ids_ptr, counts_ptr, row_of_ptr, entry_of_ptr, ends_ptr, expert_of_ptr, n_blocks_ptr, entries,
                   first_expert, blocks, chunks, ROUTED: tl.constexpr, N_EXPERTS: tl.constexpr, E: tl.constexpr,
@@ -134,6 +137,20 @@ def _order_kernel(ids_ptr, counts_ptr, row_of_ptr, entry_of_ptr, ends_ptr, exper
             tl.store(expert_of_ptr + b, owner, b < n_blocks)
 
 
+@functools.lru_cache(1 << 12)
+def _plan(entries: int, n_experts: int, align: int) -> tuple[int, list[int], int, int]:
+    """Upper limit of blocks; lengths of an Order's lists, each followed by what fills it up to 16 bytes; columns of the
+    counts; entries of a program.
+    """
+    rows = entries + min(n_experts, entries) * (align - 1)
+    blocks = rows // align
+    lists = (entries, blocks * align, n_experts, blocks, 1)
+    e = max(next_power_of_2(n_experts), 2)
+    chunk = max(16384 // e, 64)
+    chunk = next((size for size in (64, 256) if entries <= size < chunk), chunk)  # few sizes: each is compiled
+    return blocks, [size for n in lists for size in (n, -n % 4)], e, chunk
+
+
 def order(
     expert_ids: Tensor | None, n_experts: int, align: int, like: Tensor | None = None, *, first_expert: int = 0
 ) -> Order:
@@ -146,18 +163,10 @@ def order(
     ids = like if expert_ids is None else expert_ids.contiguous()
     assert ids is not None
     entries, top_k = (ids.numel(), ids.shape[1]) if routed else (ids.shape[0], 1)
-    rows = entries + min(n_experts, entries) * (align - 1)
-    blocks = rows // align
-    sizes = (entries, blocks * align, n_experts, blocks, 1)
-    places = list(itertools.accumulate((-(-size // 4) * 4 for size in sizes), initial=0))  # pointers that 16 divides
-    made = torch.empty(places[-1], dtype=torch.int32, device=ids.device)
-    row_of, entry_of, ends, expert_of, n_blocks = (
-        made[at : at + size] for at, size in zip(places, sizes, strict=False)
-    )
-    e = max(triton.next_power_of_2(n_experts), 2)
-    chunk = max(16384 // e, 64)
-    chunk = next((size for size in (64, 256) if entries <= size < chunk), chunk)  # few sizes: each is compiled
-    chunks = triton.cdiv(entries, chunk)
+    blocks, sizes, e, chunk = _plan(entries, n_experts, align)
+    made = torch.empty(sum(sizes), dtype=torch.int32, device=ids.device)
+    row_of, _, entry_of, _, ends, _, expert_of, _, n_blocks, _ = made.split_with_sizes(sizes)
+    chunks = cdiv(entries, chunk)
     counts = torch.empty(chunks, e, dtype=torch.int32, device=ids.device) if chunks > 1 else made
     warps = 8 if chunk * e > 4096 else 4
     if chunks > 1:
@@ -167,12 +176,13 @@ def order(
     _order_kernel[(chunks,)](
         ids, counts, row_of, entry_of, ends, expert_of, n_blocks, entries, first_expert, blocks,
         chunks, ROUTED=routed, N_EXPERTS=n_experts, E=e, CHUNK=chunk,
-        C=1 if chunks == 1 else max(triton.next_power_of_2(chunks), 16), ALIGN=align,
+        C=1 if chunks == 1 else max(next_power_of_2(chunks), 16), ALIGN=align,
         num_warps=warps,
     )  # fmt: skip
     return Order(row_of, entry_of, ends, expert_of, n_blocks, align, top_k)
 
 
+@direct
 @triton.jit
 def _gather_kernel(x_ptr, out_ptr, entry_of_ptr, end_ptr, width, factor, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0)
@@ -206,6 +216,7 @@ def gather(x: Tensor, by: Order, factor: float = 1.0, *, per_entry: bool = False
     return out
 
 
+@direct
 @triton.jit(do_not_specialize=["rows"])
 def _combine_kernel(y_ptr, weights_ptr, row_of_ptr, out_ptr, rows, width, TOP_K: tl.constexpr, PARTS: tl.constexpr,
                     WEIGHTED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
@@ -231,8 +242,8 @@ def combine(y: Tensor, weights: Tensor | None, by: Order, dtype: torch.dtype) ->
     parts, rows, width = y.shape
     tokens = by.row_of.shape[0] // by.top_k
     out = y.new_empty(tokens, width, dtype=dtype)
-    block = min(2048 if tokens > 64 else 256, triton.next_power_of_2(width))
-    _combine_kernel[(tokens, triton.cdiv(width, block))](
+    block = min(2048 if tokens > 64 else 256, next_power_of_2(width))
+    _combine_kernel[(tokens, cdiv(width, block))](
         y, y if weights is None else weights.contiguous(), by.row_of, out, rows, width,
         TOP_K=by.top_k, PARTS=parts, WEIGHTED=weights is not None, BLOCK=block, num_warps=4,
     )  # fmt: skip
@@ -253,6 +264,7 @@ def _tile_of(t, n_blocks, N_TILES: tl.constexpr, GROUP: tl.constexpr):
     return first + r % size, r // size
 
 
+@direct
 @triton.jit
 def _gate_up_kernel(x_ptr, w_ptr, scale_ptr, h_ptr, entry_of_ptr, expert_of_ptr, n_blocks_ptr,
                     D_MODEL: tl.constexpr, D_FF: tl.constexpr, TOP_K: tl.constexpr, INT8: tl.constexpr,
@@ -293,6 +305,7 @@ def _gate_up_kernel(x_ptr, w_ptr, scale_ptr, h_ptr, entry_of_ptr, expert_of_ptr,
         )
 
 
+@direct
 @triton.jit
 def _down_kernel(h_ptr, w_ptr, scale_ptr, y_ptr, entry_of_ptr, expert_of_ptr, n_blocks_ptr,
                  D_MODEL: tl.constexpr, D_FF: tl.constexpr, INT8: tl.constexpr,
@@ -383,15 +396,16 @@ def expert_outputs_by_entry(
     shape = {"D_MODEL": d_model, "D_FF": d_ff, "INT8": gate_up_scale is not None, "BM": tile.rows, "BN": tile.columns,
              "BK": tile.step, "GROUP": tile.group, "num_warps": tile.warps, "num_stages": tile.stages}  # fmt: skip
     lists = (by.entry_of, by.expert_of, by.n_blocks)
-    _gate_up_kernel[(blocks * triton.cdiv(d_ff, tile.columns),)](
+    _gate_up_kernel[(blocks * cdiv(d_ff, tile.columns),)](
         x, gate_up, gate_up if gate_up_scale is None else gate_up_scale, h, *lists, TOP_K=by.top_k, **shape
     )
-    _down_kernel[(blocks * triton.cdiv(d_model, tile.columns),)](
+    _down_kernel[(blocks * cdiv(d_model, tile.columns),)](
         h, down, down if down_scale is None else down_scale, y, *lists, **shape
     )
     return y
 
 
+@direct
 @triton.jit
 def _weighted_sum_kernel(y_ptr, weights_ptr, out_ptr, width, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
@@ -415,8 +429,8 @@ def moe(
 ) -> Tensor:
     y = expert_outputs_by_entry(x, expert_ids, gate_up, down, gate_up_scale, down_scale, experts=experts)
     out = torch.empty_like(x)
-    block = min(1024, triton.next_power_of_2(x.shape[1]))
-    _weighted_sum_kernel[(x.shape[0], triton.cdiv(x.shape[1], block))](
+    block = min(1024, next_power_of_2(x.shape[1]))
+    _weighted_sum_kernel[(x.shape[0], cdiv(x.shape[1], block))](
         y, weights.contiguous(), out, x.shape[1], TOP_K=expert_ids.shape[1], BLOCK=block, num_warps=4
     )
     return out

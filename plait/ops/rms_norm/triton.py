@@ -5,13 +5,17 @@ A program takes ROWS rows at a time, as many as make about 1024 elements, so tha
 well as the 4096 of the residual stream do. Floor: every input read once, every output written once.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from plait.ops.launch import cdiv, direct, next_power_of_2, on_device_of
+from plait.ops.operator import operator
 
 BACKWARD_PROGRAMS = 528  # each adds up the weight gradient of its rows; four to a multiprocessor of an H100
 
@@ -25,6 +29,7 @@ def normed(x, weight, eps, d, DTYPE: tl.constexpr):
     return (x * scale[:, None]).to(DTYPE).to(tl.float32) * weight[None, :], scale
 
 
+@direct
 @triton.jit(do_not_specialize=["n_rows"])
 def forward_kernel(
     x_ptr, residual_ptr, weight_ptr, out_ptr, sum_ptr, x_stride, residual_stride, n_rows, d, eps,
@@ -54,6 +59,7 @@ def section(x_ptr, weight_ptr, out_ptr, row, x_stride, n_rows, start, d, eps, BL
     tl.store(out_ptr + row[:, None] * d + column[None, :], out, inside)
 
 
+@direct
 @triton.jit(do_not_specialize=["n_rows"])
 def three_sections_kernel(
     x_ptr, weight0_ptr, weight1_ptr, weight2_ptr, out0_ptr, out1_ptr, out2_ptr, x_stride, n_rows, d0, d1, d2, eps,
@@ -65,6 +71,7 @@ def three_sections_kernel(
     section(x_ptr, weight2_ptr, out2_ptr, row, x_stride, n_rows, d0 + d1, d2, eps, BLOCK2)
 
 
+@direct
 @triton.jit(do_not_specialize=["n_rows"])
 def backward_kernel(
     x_ptr, weight_ptr, dout_ptr, dsum_ptr, dx_ptr, partials_ptr, x_stride, dx_stride, n_rows, d, eps,
@@ -108,12 +115,11 @@ def rms_norm_sections(x: Tensor, weights: tuple[Tensor, ...], eps: float) -> tup
 
 def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     rows, d = _rows(x), x.shape[-1]
-    out = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, weight.dtype))
-    added = x.new_empty(x.shape if residual is not None else (0,))
-    other = rows if residual is None else _rows(residual)
+    out = _normed_like(x, x.shape, weight)
+    added, other = (out, rows) if residual is None else (x.new_empty(x.shape), _rows(residual))
     ROWS, BLOCK, num_warps = _shape(d)
-    with _on_device_of(x):
-        forward_kernel[(triton.cdiv(rows.shape[0], ROWS),)](
+    with on_device_of(x):
+        forward_kernel[(cdiv(rows.shape[0], ROWS),)](
             rows, other, weight, out, added, rows.stride(0), other.stride(0), rows.shape[0], d, eps,
             ROWS=ROWS, BLOCK=BLOCK, HAS_RESIDUAL=residual is not None, num_warps=num_warps,
         )  # fmt: skip
@@ -124,9 +130,9 @@ def _launch_backward(x: Tensor, weight: Tensor, dout: Tensor, dsum: Tensor | Non
     """Writes dx, whose rows may be strided. Returns the weight's gradient."""
     rows, d = _rows(x), x.shape[-1]
     ROWS, BLOCK, num_warps = _shape(d)
-    n_programs = max(1, min(triton.cdiv(rows.shape[0], ROWS), BACKWARD_PROGRAMS))
+    n_programs = max(1, min(cdiv(rows.shape[0], ROWS), BACKWARD_PROGRAMS))
     partials = x.new_empty((n_programs, d), dtype=torch.float32)
-    with _on_device_of(x):
+    with on_device_of(x):
         backward_kernel[(n_programs,)](
             rows, weight, dout.contiguous(), None if dsum is None else dsum.contiguous(), dx, partials, rows.stride(0),
             dx.stride(-2) if dx.dim() > 1 else d, rows.shape[0], d, eps,
@@ -135,40 +141,47 @@ def _launch_backward(x: Tensor, weight: Tensor, dout: Tensor, dsum: Tensor | Non
     return partials.sum(0).to(weight.dtype)
 
 
-@torch.library.custom_op("plait::rms_norm_triton", mutates_args=())
+def _normed_like(x: Tensor, shape: Sequence[int], weight: Tensor) -> Tensor:
+    """Room for what a norm gives."""
+    if x.dtype == weight.dtype:
+        return x.new_empty(shape)
+    return x.new_empty(shape, dtype=torch.promote_types(x.dtype, weight.dtype))
+
+
+@operator("plait::rms_norm_triton")
 def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _launch(x, None, weight.contiguous(), eps)[0]
 
 
-@torch.library.custom_op("plait::add_rms_norm_triton", mutates_args=())
+@operator("plait::add_rms_norm_triton")
 def _add_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return _launch(x, residual, weight.contiguous(), eps)
 
 
-@torch.library.custom_op("plait::rms_norm_sections_triton", mutates_args=())
+@operator("plait::rms_norm_sections_triton")
 def _sections(
     x: Tensor, weight0: Tensor, weight1: Tensor, weight2: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, weights = _rows(x), [w.contiguous() for w in (weight0, weight1, weight2)]
     d = [w.shape[0] for w in weights]
-    outs = [x.new_empty((*x.shape[:-1], w.shape[0]), dtype=torch.promote_types(x.dtype, w.dtype)) for w in weights]
+    outs = [_normed_like(x, (*x.shape[:-1], w.shape[0]), w) for w in weights]
     ROWS, _, num_warps = _shape(max(d))
-    with _on_device_of(x):
-        three_sections_kernel[(triton.cdiv(rows.shape[0], ROWS),)](
+    with on_device_of(x):
+        three_sections_kernel[(cdiv(rows.shape[0], ROWS),)](
             rows, *weights, *outs, rows.stride(0), rows.shape[0], *d, eps,
-            ROWS=ROWS, BLOCK0=triton.next_power_of_2(d[0]), BLOCK1=triton.next_power_of_2(d[1]),
-            BLOCK2=triton.next_power_of_2(d[2]), num_warps=num_warps,
+            ROWS=ROWS, BLOCK0=next_power_of_2(d[0]), BLOCK1=next_power_of_2(d[1]),
+            BLOCK2=next_power_of_2(d[2]), num_warps=num_warps,
         )  # fmt: skip
     return outs[0], outs[1], outs[2]
 
 
-@torch.library.custom_op("plait::rms_norm_triton_backward", mutates_args=())
+@operator("plait::rms_norm_triton_backward")
 def _norm_backward(x: Tensor, weight: Tensor, dout: Tensor, dsum: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     dx = x.new_empty(x.shape)
     return dx, _launch_backward(x, weight.contiguous(), dout, dsum, eps, dx)
 
 
-@torch.library.custom_op("plait::rms_norm_sections_triton_backward", mutates_args=())
+@operator("plait::rms_norm_sections_triton_backward")
 def _sections_backward(
     x: Tensor,
     weight0: Tensor,
@@ -254,16 +267,13 @@ _sections.register_autograd(_differentiate_sections, setup_context=_remember_sec
 
 def _rows(t: Tensor) -> Tensor:
     """[rows, d], whose rows may be strided, without a copy where that can be."""
-    rows = t.reshape(-1, t.shape[-1])
+    rows = t if t.dim() == 2 else t.reshape(-1, t.shape[-1])
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
+@functools.cache
 def _shape(d: int) -> tuple[int, int, int]:
     """ROWS, BLOCK and warps for rows of d columns."""
-    block = triton.next_power_of_2(d)
+    block = next_power_of_2(d)
     rows = max(1, 1024 // block)
     return rows, block, min(16, max(1, rows * block // 512))
-
-
-def _on_device_of(t: Tensor) -> AbstractContextManager[None]:
-    return torch.cuda.device(t.device) if t.is_cuda else nullcontext()

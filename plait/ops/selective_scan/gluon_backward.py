@@ -26,6 +26,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from plait.ops.launch import cdiv, direct
+from plait.ops.selective_scan import halves
 from plait.ops.selective_scan.gluon_forward import LOG2E, NEVER, SAVED_TILE, all_warps_meet, exp2, sigmoid, softplus
 from plait.ops.selective_scan.triton import rows
 
@@ -187,7 +189,7 @@ def tile_partition(
     u_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, tile_states_ptr, pre_gate_ptr, dout_ptr,
     du_ptr, ddt_ptr, dz_ptr, dBC_ptr, dD_ptr, dbias_ptr,
     u_stride, dt_stride, B_stride, C_stride, z_stride, dout_stride, seq, block, begin, end, n_tiles, d_inner, tokens,
-    T: gl.constexpr, WARPS: gl.constexpr,
+    T: gl.constexpr, PARTS: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     """Prepares tile i, loads tile i + 1 into registers, finishes tile i - 1 while the reverse warps are at i."""
     N: gl.constexpr = 16
@@ -222,7 +224,7 @@ def tile_partition(
     B_base, C_base, dout_base = B_ptr + t0 * B_stride, C_ptr + t0 * C_stride, dout_ptr + t0 * dout_stride
     own_base = t0 * d_inner  # of tensors made here or by the forward: no padding between rows
     dBC_base = (block.to(gl.int64) * tokens + t0) * 2 * N
-    h_base = tile_states_ptr + (begin // T + seq + n_tiles - 1) * d_inner * N
+    h_base = tile_states_ptr + (begin // T + seq // PARTS + n_tiles - 1) * d_inner * N
     of_u, of_dt = r[:, None] * u_stride + c[None, :], r[:, None] * dt_stride + c[None, :]
     of_z, of_dout = r[:, None] * z_stride + c[None, :], r[:, None] * dout_stride + c[None, :]
     of_own = r[:, None] * d_inner + c[None, :]
@@ -306,14 +308,16 @@ def tile_partition(
     gl.store(dbias_ptr + seq * d_inner + c, gl.sum(dbias, axis=0), c < d_inner)
 
 
+@direct
 @gluon.jit
 def backward_kernel(
     u_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, bounds_ptr, tile_states_ptr, pre_gate_ptr, dout_ptr,
     dfinal_ptr,
     du_ptr, ddt_ptr, dz_ptr, dBC_ptr, dA_ptr, dD_ptr, dbias_ptr, dinitial_ptr,
     u_stride, dt_stride, B_stride, C_stride, z_stride, dout_stride, d_inner, tokens,
-    T: gl.constexpr, TILE_WARP_REGISTERS: gl.constexpr, num_warps: gl.constexpr,
+    T: gl.constexpr, PARTS: gl.constexpr, TILE_WARP_REGISTERS: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
+    """PARTS: of each sequence, all but the last whole tiles; bounds are the parts'. `tile_states` knows no parts."""
     N: gl.constexpr = 16
     BD: gl.constexpr = 16 * num_warps
     PLANE: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
@@ -346,7 +350,7 @@ def backward_kernel(
                 du_ptr, ddt_ptr, dz_ptr, dBC_ptr, dD_ptr, dbias_ptr,
                 u_stride, dt_stride, B_stride, C_stride, z_stride, dout_stride, seq, block, begin, end, n_tiles,
                 d_inner, tokens,
-                T, num_warps,
+                T, PARTS, num_warps,
             )),
         ],
         [num_warps],
@@ -354,6 +358,7 @@ def backward_kernel(
     )  # fmt: skip
 
 
+@direct
 @triton.jit
 def sum_partials_kernel(partials_ptr, dB_ptr, dC_ptr, n_blocks, tokens, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """partials [n_blocks, tokens, 32], as over_channels leaves them -> dB, dC [tokens, 16], summed in a fixed order."""
@@ -377,10 +382,14 @@ def backward(
     cu_seqlens: Tensor, tile_states: Tensor, pre_gate: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """See registration.register. A.shape[1] must be 16."""
-    (tokens, d_inner), n_seqs = u.shape, cu_seqlens.shape[0] - 1
+    (tokens, d_inner), parts = u.shape, 1
+    if halves.pay(u, cu_seqlens.shape[0] - 1, 16 * WARPS):
+        cu_seqlens, dfinal = halves.halved(dy, dfinal, dt, A, C, z, dt_bias, cu_seqlens)
+        parts = 2
+    n_seqs = cu_seqlens.shape[0] - 1  # or halves of them
     du, ddt, dz, dB, dC = (t.new_empty(t.shape) for t in (u, dt, z, B, C))
     u, dt, B, C, z, dy = (rows(t) for t in (u, dt, B, C, z, dy))
-    n_blocks = triton.cdiv(d_inner, 16 * WARPS)
+    n_blocks = cdiv(d_inner, 16 * WARPS)
     partials = u.new_empty((n_blocks, tokens, 32), dtype=torch.float32)
     dA, dinitial = (u.new_empty((n_seqs, *A.shape), dtype=torch.float32) for _ in range(2))
     dD, dbias = (u.new_empty((n_seqs, d_inner), dtype=torch.float32) for _ in range(2))
@@ -389,9 +398,10 @@ def backward(
             u, dt, A.contiguous(), B, C, D.contiguous(), z, dt_bias.contiguous(), cu_seqlens, tile_states, pre_gate, dy,
             dfinal.contiguous(), du, ddt, dz, partials, dA, dD, dbias, dinitial,
             u.stride(0), dt.stride(0), B.stride(0), C.stride(0), z.stride(0), dy.stride(0), d_inner, tokens,
-            T=SAVED_TILE, TILE_WARP_REGISTERS=TILE_WARP_REGISTERS, num_warps=WARPS,
+            T=SAVED_TILE, PARTS=parts, TILE_WARP_REGISTERS=TILE_WARP_REGISTERS, num_warps=WARPS,
         )  # fmt: skip
-        sum_partials_kernel[(triton.cdiv(tokens * 32, 256),)](partials, dB, dC, n_blocks, tokens, ROWS=16, WIDTH=256)
+        sum_partials_kernel[(cdiv(tokens * 32, 256),)](partials, dB, dC, n_blocks, tokens, ROWS=16, WIDTH=256)
     return (
-        du, ddt, dA.sum(0).to(A.dtype), dB, dC, dD.sum(0).to(D.dtype), dz, dbias.sum(0).to(dt_bias.dtype), dinitial,
+        du, ddt, dA.sum(0).to(A.dtype), dB, dC, dD.sum(0).to(D.dtype), dz, dbias.sum(0).to(dt_bias.dtype),
+        dinitial if parts == 1 else dinitial[::2].contiguous(),
     )  # fmt: skip

@@ -27,6 +27,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from plait.ops.launch import cdiv, direct, next_power_of_2
 from plait.ops.selective_scan.registration import empty_results, saved_rows
 from plait.ops.selective_scan.triton import rows
 
@@ -263,6 +264,7 @@ def tile_partition(
             )  # fmt: skip
 
 
+@direct
 @gluon.jit(do_not_specialize=["n_seqs"])
 def forward_kernel(
     u_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, bounds_ptr, initial_ptr, export_at_ptr,
@@ -321,6 +323,7 @@ def forward_kernel(
     )  # fmt: skip
 
 
+@direct
 @triton.jit
 def carry_kernel(
     A_ptr, bounds_ptr, initial_ptr, chunk_ends_ptr, elapsed_ptr, chunk_starts_ptr, final_ptr, d_inner, d_state,
@@ -352,14 +355,14 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See registration.register. Writes `exported`, if given, but for empty sequences."""
     (tokens, d_inner), d_state, n_seqs = u.shape, A.shape[1], cu_seqlens.shape[0] - 1
-    N = max(16, triton.next_power_of_2(d_state))
+    N = max(16, next_power_of_2(d_state))
     BD = 256 * WARPS // N
     u, dt, B, C, z = (rows(t) for t in (u, dt, B, C, z))
     A, initial = A.contiguous(), None if initial_state is None else initial_state.contiguous()
     y, final, tile_states, pre_gate = empty_results(u, A, n_seqs, saved_rows(tokens, n_seqs, SAVED_TILE) if save else 0)
 
     def scan(n_rows: int, initial: Tensor | None, ends: Tensor, elapsed: Tensor | None, chunk: int) -> None:
-        forward_kernel[(triton.cdiv(d_inner, BD) * n_rows,)](
+        forward_kernel[(cdiv(d_inner, BD) * n_rows,)](
             u, dt, A, B, C, D.contiguous(), z, dt_bias.contiguous(), cu_seqlens, initial, export_at,
             y, ends, tile_states, pre_gate, elapsed, exported,
             u.stride(0), dt.stride(0), B.stride(0), C.stride(0), z.stride(0), d_inner, d_state, n_seqs,
@@ -377,7 +380,7 @@ def forward(
         ends, starts = (u.new_empty((n_rows, *A.shape), dtype=torch.float32) for _ in range(2))
         elapsed = u.new_empty((n_rows, d_inner), dtype=torch.float32)
         scan(n_rows, None, ends, elapsed, CHUNK)
-        carry_kernel[(triton.cdiv(d_inner, 16), n_seqs)](
+        carry_kernel[(cdiv(d_inner, 16), n_seqs)](
             A, cu_seqlens, initial, ends, elapsed, starts, final, d_inner, d_state,
             BD=16, N=N, CHUNK=CHUNK, HAS_INITIAL=initial is not None, num_warps=1,
         )  # fmt: skip

@@ -73,6 +73,9 @@ class ScanArgs(native.Arguments):
 
     _fields_ = native.fields(INTEGERS, POINTERS, ("n_slots",), ("chunk_states",), ("gy_stride",), BACKWARD_POINTERS)
 
+    def read_once(self) -> list[tuple[int, int]]:
+        return [(self.A, self.d_inner * self.d_state * 4)]
+
 
 @outside_graphs
 def selective_scan(

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from plait.ops.operator import operator
+
 Scan = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -29,7 +31,7 @@ def register(
     of u, dt, A, B, C, D, z, dt_bias and the initial state.
     """
 
-    @torch.library.custom_op(f"plait::selective_scan_{name}", mutates_args=())
+    @operator(f"plait::selective_scan_{name}")
     def scan(
         u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor,
         cu_seqlens: Tensor,
@@ -42,7 +44,7 @@ def register(
         n_seqs = cu_seqlens.shape[0] - 1
         return empty_results(u, A, n_seqs, saved_rows(u.shape[0], n_seqs, tile) if save else 0)
 
-    @torch.library.custom_op(f"plait::selective_scan_{name}_backward", mutates_args=())
+    @operator(f"plait::selective_scan_{name}_backward")
     def scan_backward(
         dy: Tensor, dfinal: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
         dt_bias: Tensor,

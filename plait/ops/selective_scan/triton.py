@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plait.ops.launch import on_device_of, speaks_ptx
+from plait.ops.launch import cdiv, direct, next_power_of_2, on_device_of, speaks_ptx
 from plait.ops.selective_scan.registration import empty_results, exporting, register, saved_rows
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -79,6 +79,7 @@ def step(h, A2, dt_row, dtu_row, B_row, C_row, PTX: tl.constexpr):
     return h, tl.sum(h * C_row[None, :], axis=1)
 
 
+@direct
 @triton.jit(do_not_specialize=["n_seqs"])
 def forward_kernel(
     u_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, bounds_ptr, initial_ptr, export_at_ptr,
@@ -181,6 +182,7 @@ def forward_kernel(
             tl.store(exported_ptr + state_base + of_h, h, in_h & (cut >= end))
 
 
+@direct
 @triton.jit(do_not_specialize=["n_seqs", "tokens"])
 def backward_kernel(
     u_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, bounds_ptr, tile_states_ptr, pre_gate_ptr, dout_ptr,
@@ -321,10 +323,10 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See registration.register. Writes `exported`, if given."""
     (tokens, d_inner), d_state, n_seqs = u.shape, A.shape[1], cu_seqlens.shape[0] - 1
-    N, T = triton.next_power_of_2(d_state), SAVED_TILE if save else INFERENCE_TILE
+    N, T = next_power_of_2(d_state), SAVED_TILE if save else INFERENCE_TILE
     u, dt, B, C, z = (rows(t) for t in (u, dt, B, C, z))
     y, final, tile_states, pre_gate = empty_results(u, A, n_seqs, saved_rows(tokens, n_seqs, T) if save else 0)
-    n_programs = min(triton.cdiv(d_inner, FORWARD_CHANNELS) * n_seqs, MAX_PROGRAMS)
+    n_programs = min(cdiv(d_inner, FORWARD_CHANNELS) * n_seqs, MAX_PROGRAMS)
     scratch = u.new_empty(n_programs * (3 * T * FORWARD_CHANNELS + 2 * T * N), dtype=torch.float32)
     with on_device_of(u):
         forward_kernel[(n_programs,)](
@@ -345,10 +347,10 @@ def backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """See registration.register."""
     (tokens, d_inner), d_state, n_seqs = u.shape, A.shape[1], cu_seqlens.shape[0] - 1
-    N, T, BD = triton.next_power_of_2(d_state), SAVED_TILE, BACKWARD_CHANNELS
+    N, T, BD = next_power_of_2(d_state), SAVED_TILE, BACKWARD_CHANNELS
     du, ddt, dz = (t.new_empty(t.shape) for t in (u, dt, z))
     u, dt, B, C, z, dy = (rows(t) for t in (u, dt, B, C, z, dy))
-    n_blocks = triton.cdiv(d_inner, BD)
+    n_blocks = cdiv(d_inner, BD)
     n_programs = min(n_blocks * n_seqs, MAX_PROGRAMS)
     scratch = u.new_empty(n_programs * (5 * T * BD + 2 * T * N + T // 4 * BD * N), dtype=torch.float32)
     dB, dC = (u.new_empty((n_blocks, tokens, N), dtype=torch.float32) for _ in range(2))

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plait.ops.launch import on_device_of, overlaps, speaks_ptx
+from plait.ops.launch import cdiv, direct, next_power_of_2, on_device_of, overlaps, speaks_ptx
 from plait.ops.selective_scan.triton import LOG2E, rows, sigmoid, softplus, step
 
 CHANNELS, WARPS = 32, 1
@@ -39,6 +39,7 @@ def advance(
     tl.store(out_ptr + d, y * z * sigmoid(z, PTX), in_d)
 
 
+@direct
 @triton.jit
 def update_kernel(
     u_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, states_ptr, slots_ptr, out_ptr,
@@ -72,6 +73,7 @@ def normed(x_ptr, weight_ptr, column, d, eps):
     return (x * tl.load(weight_ptr + column, column < d, 0.0).to(tl.float32)).to(DTYPE).to(tl.float32)
 
 
+@direct
 @triton.jit
 def step_kernel(
     u_ptr, projected_ptr, dt_norm_ptr, B_norm_ptr, C_norm_ptr, weight_ptr, A_ptr, D_ptr, z_ptr, bias_ptr, states_ptr,
@@ -116,10 +118,10 @@ def selective_scan_update(
     y = u.new_empty(u.shape)
     overlap = overlaps(u)
     with on_device_of(u):
-        update_kernel[(triton.cdiv(d_inner, CHANNELS), n_seqs)](
+        update_kernel[(cdiv(d_inner, CHANNELS), n_seqs)](
             u, dt, A.contiguous(), B, C, D.contiguous(), z, dt_bias.contiguous(), states, slots, y,
             u.stride(0), dt.stride(0), B.stride(0), C.stride(0), z.stride(0), d_inner, d_state,
-            BD=CHANNELS, N=triton.next_power_of_2(d_state), PTX=speaks_ptx(u), OVERLAP=overlap, num_warps=WARPS,
+            BD=CHANNELS, N=next_power_of_2(d_state), PTX=speaks_ptx(u), OVERLAP=overlap, num_warps=WARPS,
             **({"launch_pdl": True} if overlap else {}),
         )  # fmt: skip
     return y
@@ -136,10 +138,10 @@ def selective_scan_step(
     y = u.new_empty(u.shape)
     overlap = overlaps(u)
     with on_device_of(u):
-        step_kernel[(triton.cdiv(d_inner, FUSED_CHANNELS), n_seqs)](
+        step_kernel[(cdiv(d_inner, FUSED_CHANNELS), n_seqs)](
             u, projected, *norms, dt_weight, A, D, z, dt_bias, states, slots, y,
             u.stride(0), projected.stride(0), z.stride(0), d_inner, d_state, dt_rank, eps,
-            BD=FUSED_CHANNELS, N=triton.next_power_of_2(d_state), R=triton.next_power_of_2(dt_rank),
+            BD=FUSED_CHANNELS, N=next_power_of_2(d_state), R=next_power_of_2(dt_rank),
             PTX=speaks_ptx(u), EARLY=isinstance(dt_weight, torch.nn.Parameter), OVERLAP=overlap,
             num_warps=FUSED_WARPS, **({"launch_pdl": True} if overlap else {}),
         )  # fmt: skip

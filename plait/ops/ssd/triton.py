@@ -19,7 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plait.ops.launch import on_device_of
+from plait.ops.launch import cdiv, direct, next_power_of_2, on_device_of
+from plait.ops.operator import operator
 from plait.ops.recompute import gradients
 from plait.ops.ssd import chunked
 
@@ -58,6 +59,7 @@ def _small_softplus(x):
     return e * (1.0 - e * (0.5 - e * (0.3333333333 - e * 0.25)))
 
 
+@direct
 @triton.jit
 def _gained_kernel(
     x_ptr, dt_ptr, A_ptr, B_ptr, bias_ptr, bounds_ptr, gained_ptr, total_ptr, n_seqs, n_heads, n_groups, d_head,
@@ -83,6 +85,7 @@ def _gained_kernel(
         tl.store(total_ptr + row * n_heads + head, total)
 
 
+@direct
 @triton.jit
 def _carry_kernel(
     bounds_ptr, initial_ptr, gained_ptr, total_ptr, final_ptr, n_heads, size,
@@ -105,6 +108,7 @@ def _carry_kernel(
     tl.store(final_ptr + of_seq, h, i < size)
 
 
+@direct
 @triton.jit
 def _output_kernel(
     x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, bounds_ptr, starts_ptr, out_ptr, n_seqs, n_heads, n_groups,
@@ -133,7 +137,7 @@ def _output_kernel(
         tl.store(out_ptr + of_x, y.to(out_ptr.dtype.element_ty), in_x)
 
 
-@torch.library.custom_op("plait::ssd_triton", mutates_args=())
+@operator("plait::ssd_triton")
 def _ssd(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, cu_seqlens: Tensor,
     initial_state: Tensor | None,
@@ -144,14 +148,14 @@ def _ssd(
     states = x.new_empty(n_rows, n_heads, d_head, d_state, dtype=torch.float32)
     totals = x.new_empty(n_rows, n_heads, dtype=torch.float32)
     out, final = torch.empty_like(x), x.new_empty(n_seqs, *states.shape[1:], dtype=torch.float32)
-    P, N = (max(16, triton.next_power_of_2(d)) for d in (d_head, d_state))
-    block = min(1024, triton.next_power_of_2(size))
+    P, N = (max(16, next_power_of_2(d)) for d in (d_head, d_state))
+    block = min(1024, next_power_of_2(size))
     sizes = (n_seqs, n_heads, n_groups, d_head, d_state)
     with on_device_of(x):
         _gained_kernel[(n_rows, n_heads)](
             x, dt, A, B, dt_bias, cu_seqlens, states, totals, *sizes, Q=CHUNK, P=P, N=N, num_warps=8
         )
-        _carry_kernel[(triton.cdiv(size, block), n_heads, n_seqs)](
+        _carry_kernel[(cdiv(size, block), n_heads, n_seqs)](
             cu_seqlens, None if initial_state is None else initial_state.contiguous(), states, totals, final, n_heads,
             size, Q=CHUNK, BLOCK=block, HAS_INITIAL=initial_state is not None,
         )  # fmt: skip
@@ -166,7 +170,7 @@ def _(x, dt, A, B, C, D, dt_bias, cu_seqlens, initial_state):
     return x.new_empty(x.shape), x.new_empty(cu_seqlens.shape[0] - 1, *x.shape[1:], B.shape[2], dtype=torch.float32)
 
 
-@torch.library.custom_op("plait::ssd_triton_backward", mutates_args=())
+@operator("plait::ssd_triton_backward")
 def _ssd_backward(
     dy: Tensor, dfinal: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor,
     cu_seqlens: Tensor, initial_state: Tensor | None,

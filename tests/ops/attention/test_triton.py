@@ -1,4 +1,4 @@
-"""write_pages in one kernel gives what indexing gives."""
+"""write_pages in one kernel gives what indexing gives; long chunks go their own way."""
 
 import os
 
@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton", reason="the kernels are Triton's")  # the extra `gpu` brings it
 
-from plait.ops.attention import write_pages
+from plait.ops.attention import paged_attention, write_pages
 from plait.ops.dispatch import force
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,3 +42,28 @@ def test_pages_are_written_where_and_as_indexing_writes_them(lengths: list[int],
     assert int((found["triton"][0] != 0).any(-1).sum()) == 2 * tokens * n_kv
     for got, expected in zip(found["triton"], found["reference"], strict=True):
         assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("lengths", [[1, 1, 40, 33], [70], [1, 2, 1], [33, 1]])
+def test_long_chunks_behind_decode_rows_are_the_same_whoever_knows_their_lengths(
+    lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU those at the end go through cuDNN, without a wait if their lengths are given."""
+    from plait.ops.attention import triton as kernels
+
+    monkeypatch.setattr(kernels, "LONG_CHUNK", 32)
+    generator = torch.Generator().manual_seed(0)
+    dtype, contexts = (torch.bfloat16 if DEVICE == "cuda" else torch.float32), [37, 5, 21, 0][: len(lengths)]
+    q = torch.randn(sum(lengths), 6, 16, generator=generator).to(DEVICE, dtype)
+    pages = torch.randn(2, 60, 8, 2, 16, generator=generator).to(DEVICE, dtype)
+    where = {
+        "page_table": torch.randperm(60, generator=generator)[: 15 * len(lengths)].view(-1, 15).to(DEVICE, torch.int32),
+        "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).to(DEVICE, torch.int32),
+        "context_lens": torch.tensor(contexts).to(DEVICE, torch.int32),
+    }
+    with force(attention="reference"):
+        expected = paged_attention(q, *pages, **where).double()
+    for on_host in (None, (where["cu_seqlens"].tolist(), contexts)):
+        with force(attention="triton"):
+            got = paged_attention(q, *pages, **where, on_host=on_host).double()
+        assert (got - expected).norm() <= (1e-2 if DEVICE == "cuda" else 1e-5) * expected.norm()

@@ -1,0 +1,148 @@
+"""Steps with prompts in them on fixed buffers, as CUDA graphs: a few hundred launches a step become one, which for
+chunks of up to about a thousand tokens halves the time (docs/kernels.md).
+
+A graph is of so many tokens and rows. What a step leaves free belongs to one more sequence, padding, whose slot and
+pages are the spare ones; rows that decode are segments of one token. Lengths, slots, pages and where a state is
+exported lie on the device, so one graph serves any step that fits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plait.model.layout import Exports, Layout
+from plait.model.network import LanguageModel
+from plait.model.state import State
+from plait.serve.graphs import captured
+from plait.serve.inputs import PageTables, Rows, packed, sent, unpacked
+
+LARGEST = 1024  # tokens: above it the kernels take longer than their launches, and long chunks have faster attention
+LONGEST = 4096  # tokens of a sequence, from which one token's keys should be split among programs
+log = logging.getLogger("plait.serve")
+
+
+def sizes_up_to(largest: int) -> list[int]:
+    """Token counts of the graphs: where experts' weights bound the time, padding is free; then steps of 128."""
+    return [n for n in (16, 32, 64, 128, 256, *range(384, largest, 128)) if n < largest] + [largest]
+
+
+class StaticPrefill:
+    """One step of up to n_tokens tokens of up to n_rows rows, all of whose inputs lie in buffers that never move."""
+
+    def __init__(
+        self, model: LanguageModel, state: State, tables: PageTables, last: Tensor, hidden: Tensor, n_rows: int
+    ) -> None:
+        """`state` and `tables` have a spare slot, their last; `last` [n_seats] holds drawn tokens; the results go to
+        hidden [n_tokens, d_model].
+        """
+        self.model, self.state, self.tables, self.last, self.hidden = model, state, tables, last, hidden
+        self.n_tokens = n_tokens = len(hidden)
+        self.spare, n = state.n_slots - 1, n_rows + 1
+        self._host = [
+            np.zeros(n_tokens, np.int64), np.zeros(n_tokens, np.int64), np.full(n, self.spare),
+            np.full(n, self.spare), np.full(n + 1, n_tokens, np.int32), np.zeros(n, np.int32), np.zeros(n, np.int32),
+            np.ones(n, np.bool_),
+        ]  # fmt: skip
+        self._host[4][0] = 0
+        self._buffer = torch.from_numpy(packed(self._host)).to(last.device)
+        self._device = unpacked(self._buffer, self._host)
+        self._segments = torch.arange(n, device=last.device)
+        self._token_ids = torch.zeros(1, n_tokens, dtype=torch.long, device=last.device)
+        self._page_table = torch.full((n, tables.host.shape[1]), tables.n_pages, dtype=torch.int32, device=last.device)
+
+    def fill(self, rows: Rows) -> None:
+        """Put rows into the buffers, padding behind them."""
+        known, seats, slots, export_slots, starts, contexts, at, fresh = self._host
+        n = len(rows.slots)
+        for whole, own, rest in (
+            (known, rows.known, 0), (seats, rows.seats, 0), (slots, rows.slots, self.spare),
+            (contexts, rows.contexts, 0), (fresh, rows.fresh(), True), (at, np.diff(rows.starts), 0),
+        ):  # fmt: skip
+            whole[: len(own)] = own
+            whole[len(own) :] = rest
+        starts[: n + 1] = rows.starts
+        starts[n + 1 :] = rows.n_tokens
+        starts[-1] = self.n_tokens  # the last sequence is the padding, those between are empty
+        export_slots[:] = self.spare
+        for segment, tokens, slot in rows.exports:
+            at[rows.n_decode + segment], export_slots[rows.n_decode + segment] = tokens, slot
+        self._buffer.copy_(sent(packed(self._host), self.last.device))
+        if len(rows.news):
+            self.tables.send(sent(rows.news, self.last.device))
+
+    def step(self) -> None:
+        """Everything from the buffers to the hidden states; no shape and no launch depends on what the buffers hold."""
+        known, seats, slots, export_slots, starts, contexts, at, fresh = self._device
+        torch.where(known < 0, self.last.index_select(0, seats), known, out=self._token_ids[0])
+        torch.index_select(self.tables.device, 0, slots, out=self._page_table)
+        layout = Layout.flat(  # anew: it keeps what it computes
+            n_tokens=self.n_tokens,
+            n_decode=0,
+            cu_seqlens=starts,
+            slots=slots,
+            fresh=fresh,
+            context_lens=contexts,
+            page_table=self._page_table,
+            exports=Exports(at, self._segments, export_slots),
+        )
+        self.hidden.copy_(self.model(self._token_ids, layout, self.state, keep="none").hidden)
+
+
+class PrefillGraphs:
+    """Static steps by number of tokens, for one row and for as many as may run."""
+
+    def __init__(
+        self, model: LanguageModel, state: State, tables: PageTables, last: Tensor, *, most_rows: int,
+        keep: Literal[True] | None, largest: int = LARGEST,
+    ) -> None:  # fmt: skip
+        """keep: None holds what `capture_all` could make on a GPU, True also runs uncaptured, for tests. Up to largest
+        tokens, but no more than a line of `tables` has pages for, since padding may be all of them.
+        """
+        largest = min(largest, tables.host.shape[1] * state.page_size)
+        hidden = torch.empty(largest, model.config.d_model, dtype=model.dtype, device=last.device)
+        self._hidden, self._parts = hidden, (model, state, tables, last)
+        self._rows = sorted({1, most_rows})
+        self._sizes, self._keep = sizes_up_to(largest), keep
+        self._steps: dict[tuple[int, int], tuple[StaticPrefill, Callable[[], object]]] = {}
+        self.why_not: str | None = None  # why steps can't be kept, once that was seen
+
+    def run(self, rows: Rows) -> Tensor | None:
+        """Hidden states [n_tokens, d_model], good until the next step; None if the step fits no graph."""
+        if int(rows.contexts.max()) + max(rows.lengths) > LONGEST:
+            return None
+        n_rows = next((n for n in self._rows if n >= len(rows.slots)), None)
+        n_tokens = next((n for n in self._sizes if n >= rows.n_tokens), None)
+        if n_rows is None or n_tokens is None:
+            return None
+        if self._keep and (n_tokens, n_rows) not in self._steps:
+            static = self._static(n_tokens, n_rows)
+            self._steps[n_tokens, n_rows] = static, static.step
+        if (n_tokens, n_rows) not in self._steps:
+            return None
+        static, replay = self._steps[n_tokens, n_rows]
+        static.fill(rows)
+        replay()
+        return static.hidden[: rows.n_tokens]
+
+    def _static(self, n_tokens: int, n_rows: int) -> StaticPrefill:
+        return StaticPrefill(*self._parts, self._hidden[:n_tokens], n_rows)
+
+    @torch.inference_mode()
+    def capture_all(self, pool: Any = None) -> None:
+        """Make every graph, the largest first, so that the others share its memory; `pool`: also of other graphs."""
+        for n_tokens in reversed(self._sizes):
+            for n_rows in reversed(self._rows):
+                static = self._static(n_tokens, n_rows)
+                kept = captured(static.step, pool)
+                if isinstance(kept, str):
+                    self.why_not = kept
+                    log.warning("steps with prompts run one kernel at a time, not as a graph: %s", kept)
+                    return
+                pool = kept.pool()
+                self._steps[n_tokens, n_rows] = static, kept.replay
