@@ -2,7 +2,7 @@
 
     python benchmarks/serve_http.py [--seconds 5] [--connections 64] [--loop uvloop] [--http httptools] [--json]
 
-The server is one process bound to two cores; the client, a plain socket loop in this process, is bound to the others
+The server is one process bound to two cores; the client, this process on bare protocols, is bound to the others
 if there are any. The stub answers at once with one piece, so everything measured is the layer's own: reading and
 checking the body, the queue, the answer object, metrics, and a log line a request (written to /dev/null).
 Beside requests a second it gives the server's CPU time per request, which other work on the machine changes less.
@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 CHAT = {
     "model": "demo",
     "messages": [
@@ -35,16 +38,12 @@ CHAT = {
 
 def serve(port: int, loop: str, http: str) -> None:
     """The server's side, in its own process."""
-    import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     import plait
     from plait.config import presets
-    from plait.serve.http import slow_clients
-    from plait.serve.http.logs import log_json_lines
-    from plait.serve.http.run import uvicorn_config
-    from plait.serve.http.server import Server
-    from plait.serve.http.settings import ServerSettings
+    from plait.serve.http import ServerSettings, log_json_lines, slow_clients
+    from plait.serve.http import serve as serve_http
     from plait.serve.service import Delta, EngineStats
     from plait.text import ChatTemplate, Tokenizer
 
@@ -69,25 +68,46 @@ def serve(port: int, loop: str, http: str) -> None:
     if http == "h11":
         slow_clients.AutoHTTPProtocol = H11Protocol
     log_json_lines()
-    config = uvicorn_config(Server(Stub(), ServerSettings(port=port)))
-    config.loop = loop
-    uvicorn.Server(config).run()
+    run(serve_http(Stub(), ServerSettings(port=port)), loop)
 
 
-async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, raw: bytes) -> float:
-    """One request on an open connection; returns the seconds to the first byte."""
-    began = time.perf_counter()
-    writer.write(raw)
-    head = await reader.readuntil(b"\r\n\r\n")
-    first = time.perf_counter() - began
-    assert head.startswith(b"HTTP/1.1 200"), head
-    if b"content-length: " in head:
-        await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
-    else:
-        while await reader.readline() != b"0\r\n":
-            pass
-        await reader.readline()
-    return first
+class Client(asyncio.Protocol):
+    """One connection that asks again as soon as it was answered, until `may_ask` says no. As little as a client can do:
+    it shares the machine with what it measures.
+    """
+
+    def __init__(self, raw: bytes, may_ask: Callable[[], bool]) -> None:
+        self.raw, self.may_ask = raw, may_ask
+        self.first_s: list[float] = []  # of each answer: until its first byte
+        self.over = asyncio.get_running_loop().create_future()
+        self._got = b""
+        self._began = 0.0
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._ask()
+
+    def _ask(self) -> None:
+        if not self.may_ask():
+            self._transport.close()
+            self.over.set_result(None)
+            return
+        self._got, self._began = b"", time.perf_counter()
+        self._transport.write(self.raw)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._got:
+            self.first_s.append(time.perf_counter() - self._began)
+        self._got += data
+        head, _, body = self._got.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200"), self._got
+        _, found, length = head.partition(b"content-length: ")
+        if len(body) == int(length.partition(b"\r\n")[0]) if found else body.endswith(b"0\r\n\r\n"):
+            self._ask()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.over.done():
+            self.over.set_exception(error or ConnectionError("the server closed the connection"))
 
 
 def raw_request(body: dict[str, Any]) -> bytes:
@@ -98,25 +118,31 @@ def raw_request(body: dict[str, Any]) -> bytes:
 
 async def load(port: int, body: dict[str, Any], connections: int, seconds: float) -> int:
     """How many requests were answered in `seconds` over so many connections."""
-    raw, end, n_done = raw_request(body), time.perf_counter() + seconds, 0
+    end = time.perf_counter() + seconds
+    clients = await asyncio.gather(
+        *(connect(port, body, lambda: time.perf_counter() < end) for _ in range(connections))
+    )
+    await asyncio.gather(*(client.over for client in clients))
+    return sum(len(client.first_s) for client in clients)
 
-    async def client() -> None:
-        nonlocal n_done
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while time.perf_counter() < end:
-            await ask(reader, writer, raw)
-            n_done += 1
-        writer.close()
 
-    await asyncio.gather(*(client() for _ in range(connections)))
-    return n_done
+async def connect(port: int, body: dict[str, Any], may_ask: Callable[[], bool]) -> Client:
+    loop = asyncio.get_running_loop()
+    _, client = await loop.create_connection(lambda: Client(raw_request(body), may_ask), "127.0.0.1", port)
+    return client
 
 
 async def first_bytes(port: int, body: dict[str, Any], n: int) -> list[float]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    found = [await ask(reader, writer, raw_request(body)) for _ in range(n + 50)]
-    writer.close()
-    return found[50:]
+    left = itertools.count(n + 50, -1)
+    client = await connect(port, body, lambda: next(left) > 0)
+    await client.over
+    return client.first_s[50:]
+
+
+def run(work: Coroutine[Any, Any, T], loop: str) -> T:
+    factory = importlib.import_module("uvloop").new_event_loop if loop == "uvloop" else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(work)
 
 
 def cpu_s(pid: int) -> float:
@@ -127,12 +153,12 @@ def cpu_s(pid: int) -> float:
 
 def measure(port: int, pid: int, args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"loop": args.loop, "http": args.http, "connections": args.connections}
-    asyncio.run(load(port, CHAT, args.connections, 1.0))
+    run(load(port, CHAT, args.connections, 1.0), args.loop)
     for name, body in (("whole", CHAT), ("streamed", CHAT | {"stream": True})):
         rates, costs = [], []
         for _ in range(args.repeats):
             before, began = cpu_s(pid), time.perf_counter()
-            n = asyncio.run(load(port, body, args.connections, args.seconds))
+            n = run(load(port, body, args.connections, args.seconds), args.loop)
             rates.append(n / (time.perf_counter() - began))
             costs.append(1e6 * (cpu_s(pid) - before) / n)
         found[name] = {
@@ -140,7 +166,7 @@ def measure(port: int, pid: int, args: argparse.Namespace) -> dict[str, Any]:
             "least_and_most": [round(min(rates)), round(max(rates))],
             "server_cpu_us_per_request": round(statistics.median(costs)),
         }
-    times = sorted(asyncio.run(first_bytes(port, CHAT | {"stream": True}, 1000)))
+    times = sorted(run(first_bytes(port, CHAT | {"stream": True}, 1000), args.loop))
     found["first_byte_ms"] = {"median": round(1e3 * times[500], 3), "p99": round(1e3 * times[990], 3)}
     return found
 
@@ -169,7 +195,7 @@ def main() -> None:
         for _ in range(600):
             time.sleep(0.1)
             try:
-                asyncio.run(first_bytes(args.port, CHAT, 1))
+                run(first_bytes(args.port, CHAT, 1), args.loop)
                 break
             except OSError:
                 continue

@@ -52,6 +52,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--new-key", metavar="NAME", help="make a key, add its hash to --api-keys, print it and leave")
     parser.add_argument("--allow-no-key", action="store_true", help="let other machines in without a key")
     parser.add_argument("--lenient", action="store_true", help="ignore fields that nobody knows instead of refusing")
+    parser.add_argument("--batch-dir", type=Path, metavar="DIR", help="keep files and batches there (none are taken)")
     parser.add_argument("--log-prompts", action="store_true", help="write requests' bodies to the log")
     fleet = parser.add_argument_group("several engines")
     fleet.add_argument("--ray", action="store_true", help="with Ray Serve, on this machine or RAY_ADDRESS's cluster")
@@ -96,6 +97,7 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
             allow_no_key=args.allow_no_key,
             lenient=args.lenient,
             log_prompts=args.log_prompts,
+            batch_folder=args.batch_dir,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -44,7 +44,9 @@ def test_a_key_from_the_environment_opens_the_door(monkeypatch: pytest.MonkeyPat
     from plait.cli.serve import server_settings
 
     monkeypatch.setenv("PLAIT_API_KEY", "secret")
-    args: Any = _parser().parse_args(["serve", "demo", "--host", "0.0.0.0", "--max-body-mib", "0.5", "--drain", "3"])
+    given = ["--host", "0.0.0.0", "--max-body-mib", "0.5", "--drain", "3", "--batch-dir", "kept"]
+    args: Any = _parser().parse_args(["serve", "demo", *given])
     settings = server_settings(args)
     assert settings.api_keys == ("secret",)
+    assert settings.batch_folder == Path("kept")
     assert (settings.max_body_bytes, settings.drain_s) == (524_288, 3)

@@ -44,9 +44,14 @@ def _operation(title: str, operation: Schema) -> Iterator[str]:
     yield f"## {title}\n"
     yield f"{operation['summary']}. {operation.get('description', '')}".rstrip() + "\n"
     if "requestBody" in operation:
-        yield f"Body: {_type(operation['requestBody']['content']['application/json']['schema'])}."
+        kind, body = next(iter(operation["requestBody"]["content"].items()))
+        fields = "" if "$ref" in body["schema"] else f" of {' and '.join(map(_code, body['schema']['properties']))}"
+        yield f"Body: {_type(body['schema']) if not fields else f'a form (`{kind}`)'}{fields}."
+    query = [p for p in operation.get("parameters", ()) if p["in"] == "query"]
+    if query:
+        yield "Query: " + ", ".join(f"{_code(p['name'])} ({_type(p['schema'])})" for p in query) + "."
     content = operation["responses"]["200"]["content"]
-    whole = content.get("application/json") or content["text/plain"]
+    whole = content.get("application/json") or next(iter(content.values()))
     yield f"Answer: {_type(whole['schema'])}.\n"
 
 
@@ -68,6 +73,10 @@ def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def _code(name: str) -> str:
+    return f"`{name}`"
 
 
 def _link(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -15,7 +16,7 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError, from_json
+from pydantic_core import ErrorDetails, PydanticCustomError, from_json, to_json
 
 from plait.serve.http.errors import ApiError
 
@@ -76,6 +77,14 @@ class Body(BaseModel):
                     {"name": name},
                 )
         return self
+
+
+def read_query(kind: type[B], query: Mapping[str, str]) -> B:
+    """The parameters behind a path's question mark. Raises ApiError 400 like `read_body`."""
+    try:
+        return kind.model_validate_strings(dict(query), context=Reading())
+    except ValidationError as error:
+        raise _refusal(error, to_json(dict(query))) from error
 
 
 def read_body(kind: type[B], raw: bytes, *, lenient: bool = False) -> B:

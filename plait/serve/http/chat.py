@@ -44,7 +44,7 @@ class ChatAnswer:
             "created": self.created,
             "model": self.body.model,
             "choices": [choice.whole() for choice in self.choices],
-            "usage": usage(self.trace),
+            "usage": self._usage(),
         } | ({} if self.body.service_tier is None else {"service_tier": "default"})
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
@@ -54,14 +54,21 @@ class ChatAnswer:
         end = b'],"usage":null}\n\n' if with_usage else b"]}\n\n"
         async with aclosing(self.server.deltas(self.asked, self.trace)) as deltas:
             async for delta in deltas:
-                for chunk in self.choices[delta.answer].chunks(delta):
-                    yield start + to_json(chunk, inf_nan_mode="null") + end
+                chunks = self.choices[delta.answer].chunks(delta)
+                if chunks:
+                    yield b"".join([start + to_json(chunk, inf_nan_mode="null") + end for chunk in chunks])
         if with_usage:
-            yield event({**head, "choices": [], "usage": usage(self.trace)})
+            yield event({**head, "choices": [], "usage": self._usage()})
         yield DONE
 
     def failure(self, error: ApiError) -> bytes:
         return event(error.body)
+
+    def _usage(self) -> dict[str, Any]:
+        if not self.server.form.reasons:
+            return usage(self.trace)
+        n_reasoning = sum(choice.n_reasoning_tokens for choice in self.choices)
+        return usage(self.trace) | {"completion_tokens_details": {"reasoning_tokens": n_reasoning}}
 
     def call(self, index: int, event: ToolCallEvent) -> dict[str, Any]:
         return {
@@ -76,15 +83,19 @@ class Choice:
 
     def __init__(self, answer: ChatAnswer, index: int) -> None:
         self.answer, self.index = answer, index
-        self._stream = MessageStream(answer.server.form, reads_sections=answer.asked.reads_sections)
+        self._stream = MessageStream(answer.server.form, sections=answer.asked.sections)
         self._events: list[Event] = []
         self._logprobs: list[dict[str, Any]] | None = [] if answer.body.logprobs else None
         self._finish_reason = "stop"
         self._has_begun = self._has_called = False
 
+    @property
+    def n_reasoning_tokens(self) -> int:
+        return self._stream.n_reasoning_tokens
+
     def take(self, delta: Delta) -> tuple[list[Event], list[dict[str, Any]] | None]:
         """What a piece brings: events and log-probabilities."""
-        events = self._stream.push(delta.text)
+        events = self._stream.push(delta.text, len(delta.token_ids))
         if delta.finish_reason is not None:
             events += self._stream.finish()
         self._has_called |= any(isinstance(e, ToolCallEvent) for e in events)

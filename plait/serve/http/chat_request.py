@@ -23,7 +23,7 @@ from plait.serve.http.chat_body import (
 from plait.serve.http.errors import ApiError
 from plait.serve.http.form import AnswerForm
 from plait.serve.service import Grammar, Service
-from plait.text import GenerationRequest, SamplingParams
+from plait.text import GenerationRequest, SamplingParams, SectionKind
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Asked:
     request: GenerationRequest
     grammar: Grammar | None = None
     priority: int = 0
-    reads_sections: bool = False
+    sections: tuple[SectionKind, ...] = ()  # looked for in the answer
 
 
 def chat_asked(body: ChatBody, service: Service, form: AnswerForm, *, max_tokens: int) -> Asked:
@@ -76,8 +76,12 @@ def chat_asked(body: ChatBody, service: Service, form: AnswerForm, *, max_tokens
         choice=body.tool_choice,
         parallel=body.parallel_tool_calls is not False,
     )
-    reads = cites or (bool(tools) and body.tool_choice != "none")
-    return Asked(request, grammar, body.priority or 0, reads)
+    sections: list[SectionKind] = []
+    if tools and body.tool_choice != "none":
+        sections.append("calls")
+    if cites:
+        sections.append("citations")
+    return Asked(request, grammar, body.priority or 0, tuple(sections))
 
 
 def sampling(

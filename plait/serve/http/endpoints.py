@@ -17,9 +17,8 @@ from starlette.routing import Route
 from plait.serve.http.chat_request import chat_documents, chat_knobs, chat_messages, chat_tools
 from plait.serve.http.completion_body import DetokenizeBody, EmbeddingBody, TokenizeBody
 from plait.serve.http.errors import ApiError
-from plait.serve.http.exchange import Exchange
 from plait.serve.http.logprobs import token_bytes
-from plait.serve.http.server import Server, json_response, trace_of
+from plait.serve.http.server import Server, json_response
 from plait.serve.http.trace import Trace
 from plait.serve.service import EngineError, EngineStats
 
@@ -89,13 +88,8 @@ def small_routes(server: Server) -> list[Route]:
             raise ApiError(404, f"this server has {served}, not {name}", param="model", code="model_not_found")
         return json_response(to_json(model_object(name)))
 
-    async def embeddings(request: Request) -> Response:
-        body = await server.read(request, EmbeddingBody)
-        trace = trace_of(request)
-        return Exchange(server, trace, EmbeddingAnswer(server, trace, body))
-
     async def tokenize(request: Request) -> Response:
-        body = await server.read(request, TokenizeBody)
+        body = server.read(request.scope, TokenizeBody)
         ids = await _tokens_of(server, body)
         found: dict[str, Any] = {"count": len(ids), "max_model_len": service.max_context, "tokens": ids}
         if body.return_token_strs:
@@ -103,7 +97,7 @@ def small_routes(server: Server) -> list[Route]:
         return json_response(to_json(found))
 
     async def detokenize(request: Request) -> Response:
-        body = await server.read(request, DetokenizeBody)
+        body = server.read(request.scope, DetokenizeBody)
         unknown = [i for i in body.tokens if i >= tokenizer.vocab_size]
         if unknown:
             raise ApiError(400, f"token id {unknown[0]} is not below vocab_size={tokenizer.vocab_size}", param="tokens")
@@ -133,7 +127,6 @@ def small_routes(server: Server) -> list[Route]:
     table = (
         ("/v1/models", models, "GET"),
         ("/v1/models/{model:path}", model, "GET"),
-        ("/v1/embeddings", embeddings, "POST"),
         ("/tokenize", tokenize, "POST"),
         ("/detokenize", detokenize, "POST"),
         ("/health", health, "GET"),

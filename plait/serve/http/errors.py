@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic_core import to_json
+from starlette.types import Send
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -45,6 +46,13 @@ class ApiError(Exception):
 
     def raw(self) -> bytes:
         return to_json(self.body)
+
+
+async def send_error(send: Send, error: ApiError) -> None:
+    raw = error.raw()
+    headers: list[Any] = [*error.headers, (b"content-length", b"%d" % len(raw))]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": raw})
 
 
 def internal_error(request_id: str) -> ApiError:

@@ -1,27 +1,27 @@
 """One request to the engine, from its turn in the queue to its last byte: whole or as server-sent events.
 
-The work runs beside a watch on the connection. Whichever ends first ends the other: a client that leaves cancels the
-work and with it the engine's; so does the time limit.
+The work runs in the request's own task, beside a watch on the connection. A client that leaves and a time limit that is
+over cancel the work, and with it the engine's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Protocol
 
 from pydantic_core import to_json
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Send
 
-from plait.serve.http.errors import ApiError, internal_error
-from plait.serve.http.front import send_error
+from plait.serve.http.errors import ApiError, internal_error, send_error
 from plait.serve.http.logs import logger
 from plait.serve.http.server import Server
 from plait.serve.http.trace import Trace
 
+_LAST_WORDS_S = 5.0
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -44,42 +44,66 @@ class Answer(Protocol):
         ...
 
 
-class Exchange(Response):
+class Exchange:
     def __init__(self, server: Server, trace: Trace, answer: Answer) -> None:
-        super().__init__()
         self.server, self.trace, self.answer = server, trace, answer
         self._has_begun = False
+        self._is_over = False  # whoever leaves now has had all
         self._sent_at = 0.0
+        self._task: asyncio.Task[Any] | None = None
+        self._next_ping: asyncio.TimerHandle | None = None
+        self._ping: asyncio.Task[None] | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        work = asyncio.create_task(self._work(send))
-        watch = asyncio.create_task(self._watch(receive, send))
+    async def run(self, receive: Receive, send: Send) -> None:
+        self._task = asyncio.current_task()
+        watch = asyncio.create_task(self._watch(receive))
         left_s = self.server.settings.request_timeout_s - self.trace.elapsed_s
+        limit = asyncio.get_running_loop().call_later(left_s, self._stop, "timed_out")
+        if self.answer.streams:
+            self._arm_ping(send)
         try:
-            await asyncio.wait({work, watch}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-            error = await self._ended(work, watch)
-            if error is not None:
-                await self._fail(error, send)
+            error = await self._outcome(send)
         finally:
-            await _cancel(work)
-            await _cancel(watch)
+            self._is_over = True
+            limit.cancel()
+            watch.cancel()
+            if self._next_ping is not None:
+                self._next_ping.cancel()
+            if self._ping is not None:
+                self._ping.cancel()
+        if error is not None:
+            with contextlib.suppress(TimeoutError):  # a client that reads nothing is told nothing
+                async with asyncio.timeout(_LAST_WORDS_S):
+                    await self._fail(error, send)
 
-    async def _ended(self, work: asyncio.Task[None], watch: asyncio.Task[None]) -> ApiError | None:
-        """What to tell the client; None if all was said, or nobody listens."""
-        if not work.done():
-            await _cancel(work)
-            if watch.done():
-                self.trace.outcome = "disconnected"
+    async def _outcome(self, send: Send) -> ApiError | None:
+        """Does the work. What to tell the client; None if all was said, or nobody listens."""
+        try:
+            await self._work(send)
+        except ApiError as error:
+            return error
+        except asyncio.CancelledError:
+            if self.trace.outcome not in ("timed_out", "disconnected"):
+                raise
+            assert self._task is not None
+            self._task.uncancel()
+            if self.trace.outcome == "disconnected":
                 return None
-            self.trace.outcome = "timed_out"
             limit = self.server.settings.request_timeout_s
             return ApiError(408, f"the answer took longer than {limit:g} s", code="request_timeout")
-        error = work.exception()
-        if error is None or isinstance(error, ApiError):
-            return error
-        self.trace.outcome = "failed"
-        logger.error("request failed", exc_info=error, extra={"request_id": self.trace.request_id})
-        return internal_error(self.trace.request_id)
+        except Exception as error:
+            self.trace.outcome = "failed"
+            logger.error("request failed", exc_info=error, extra={"request_id": self.trace.request_id})
+            return internal_error(self.trace.request_id)
+        return None
+
+    def _stop(self, outcome: str) -> None:
+        """Cancels the work, once."""
+        if not self._is_over:
+            self._is_over = True
+            self.trace.outcome = outcome
+            assert self._task is not None
+            self._task.cancel()
 
     async def _fail(self, error: ApiError, send: Send) -> None:
         if not self._has_begun:
@@ -97,7 +121,7 @@ class Exchange(Response):
 
     async def _whole(self, send: Send) -> None:
         raw = to_json(await self.answer.whole(), inf_nan_mode="null")
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode())]
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(raw))]
         self._has_begun = True
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": raw})
@@ -116,33 +140,28 @@ class Exchange(Response):
             self._has_begun = True
             await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
 
-    async def _watch(self, receive: Receive, send: Send) -> None:
-        """Returns when the client leaves. Meanwhile a silent stream gets a comment now and then: a long prompt is
-        read for minutes, and proxies close connections on which nothing moves.
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._stop("disconnected")
+
+    def _arm_ping(self, send: Send) -> None:
+        """A silent stream gets a comment now and then: a long prompt is read for minutes, and proxies close connections
+        on which nothing moves.
         """
         ping_s = self.server.settings.ping_s
-        listening = asyncio.ensure_future(receive())
-        try:
-            while True:
-                await asyncio.wait({listening}, timeout=ping_s if self.answer.streams else None)
-                if listening.done():
-                    if listening.result()["type"] == "http.disconnect":
-                        return
-                    listening = asyncio.ensure_future(receive())
-                elif time.monotonic() - self._sent_at >= ping_s:
-                    await self._begin(send)
-                    await send({"type": "http.response.body", "body": b": still at work\n\n", "more_body": True})
-        finally:
-            listening.cancel()
 
+        def look() -> None:
+            is_heard = self._ping is None or self._ping.done()
+            if time.monotonic() - self._sent_at >= ping_s and is_heard and not self._is_over:
+                self._ping = asyncio.create_task(self._say_ping(send))
+            self._arm_ping(send)
 
-async def _cancel(task: asyncio.Task[None]) -> None:
-    """Cancels a task and waits until it is over; its own errors were looked at or don't matter any more."""
-    if not task.done():
-        task.cancel()
-        await asyncio.wait({task})
-    if not task.cancelled():
-        task.exception()  # noted, or asyncio would complain
+        self._next_ping = asyncio.get_running_loop().call_later(ping_s, look)
+
+    async def _say_ping(self, send: Send) -> None:
+        await self._begin(send)
+        await send({"type": "http.response.body", "body": b": still at work\n\n", "more_body": True})
 
 
 def event(value: Any) -> bytes:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
-import secrets
-from typing import Any
+from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from plait.serve.http.errors import ApiError, internal_error
+from plait.serve.http.errors import ApiError, internal_error, send_error
 from plait.serve.http.logs import logger
 from plait.serve.http.page import PAGE
 from plait.serve.http.server import Server
@@ -18,9 +18,10 @@ from plait.serve.http.trace import Trace
 OPEN_PATHS = frozenset({"/health", "/ready", *PAGE})  # the page asks for the key itself
 _QUIET_PATHS = frozenset({"/health", "/ready", "/metrics", "/stats", *PAGE})
 _PATHS = frozenset(
-    {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/models", "/tokenize",
-     "/detokenize", "/health", "/ready", "/metrics", "/stats", "/openapi.json", "/"}
+    {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/models", "/v1/files",
+     "/v1/batches", "/tokenize", "/detokenize", "/health", "/ready", "/metrics", "/stats", "/openapi.json", "/"}
 )  # fmt: skip
+_IDS = random.Random()  # ids are no secrets
 _GOOD_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
 
 
@@ -29,8 +30,10 @@ class ClientLeft(Exception):
 
 
 class Front:
-    def __init__(self, app: ASGIApp, server: Server) -> None:
-        self.app, self.server = app, server
+    """`answers` are the applications behind POST paths that have no parameters: these need no routing."""
+
+    def __init__(self, app: ASGIApp, server: Server, answers: Mapping[str, ASGIApp]) -> None:
+        self.app, self.server, self.answers = app, server, answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,7 +41,8 @@ class Front:
             return
         headers = dict(scope["headers"])
         trace = Trace(_request_id(headers), scope["method"], scope["path"], (scope["client"] or (None,))[0])
-        scope.setdefault("state", {})["trace"] = trace
+        state = scope.setdefault("state", {})
+        state["trace"], state["headers"] = trace, headers
         id_header = (b"x-request-id", trace.request_id.encode())
 
         async def send_noted(message: Message) -> None:
@@ -48,9 +52,10 @@ class Front:
             await send(message)
 
         try:
-            self._authorize(headers, trace)
-            body = await self._body(headers, receive)
-            await self.app(scope, _Replay(body, receive) if body is not None else receive, send_noted)
+            self._authorize(scope, headers, trace)
+            state["body"] = await self._body(trace.path, headers, receive)
+            app = self.answers.get(trace.path, self.app) if trace.method == "POST" else self.app
+            await app(scope, receive, send_noted)
         except ClientLeft:
             trace.outcome = "disconnected"
         except Exception as error:
@@ -63,7 +68,10 @@ class Front:
         finally:
             self._note(trace)
 
-    def _authorize(self, headers: dict[bytes, bytes], trace: Trace) -> None:
+    def _authorize(self, scope: Scope, headers: dict[bytes, bytes], trace: Trace) -> None:
+        if "plait.key" in scope:  # from inside this process: a line of a batch
+            trace.key = scope["plait.key"]
+            return
         if self.server.keys is None or trace.path in OPEN_PATHS:
             return
         given = headers.get(b"authorization")
@@ -72,17 +80,18 @@ class Front:
             said = "the API key is not known" if given else "give an API key: Authorization: Bearer KEY"
             raise ApiError(401, said, code="invalid_api_key", close=True)
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
-        """The whole body, within its limits; None if there is none to read."""
+    async def _body(self, path: str, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        """The whole body, within its limits."""
         length = headers.get(b"content-length", b"")
         if not length and b"transfer-encoding" not in headers:
-            return None
-        limit = self.server.settings.max_body_bytes
+            return b""
+        settings = self.server.settings
+        limit = settings.max_file_bytes if path == "/v1/files" else settings.max_body_bytes
         if length.isdigit() and int(length) > limit:
             raise _too_large(limit)
         pieces, n_bytes = [], 0
         try:
-            async with asyncio.timeout(self.server.settings.body_timeout_s):
+            async with asyncio.timeout(settings.body_timeout_s):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -94,42 +103,20 @@ class Front:
                     if not message.get("more_body", False):
                         return b"".join(pieces)
         except TimeoutError as error:
-            seconds = self.server.settings.body_timeout_s
-            raise ApiError(
-                408, f"the body did not arrive within {seconds:g} s", code="body_timeout", close=True
-            ) from error
+            said = f"the body did not arrive within {settings.body_timeout_s:g} s"
+            raise ApiError(408, said, code="body_timeout", close=True) from error
 
     def _note(self, trace: Trace) -> None:
-        self.server.metrics.note(trace, trace.path if trace.path in _PATHS else "other")
+        path = next((kept for kept in ("/v1/files", "/v1/batches") if trace.path.startswith(kept)), trace.path)
+        self.server.metrics.note(trace, path if path in _PATHS else "other")
         if trace.path not in _QUIET_PATHS or trace.status >= 400:
             logger.info("request", extra=trace.log_fields())
-
-
-class _Replay:
-    """Gives a body that was read already, then what the connection says."""
-
-    def __init__(self, body: bytes, receive: Receive) -> None:
-        self._message: Message | None = {"type": "http.request", "body": body, "more_body": False}
-        self._receive = receive
-
-    async def __call__(self) -> Message:
-        if self._message is not None:
-            message, self._message = self._message, None
-            return message
-        return await self._receive()
-
-
-async def send_error(send: Send, error: ApiError) -> None:
-    raw = error.raw()
-    headers: list[Any] = [*error.headers, (b"content-length", str(len(raw)).encode())]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": raw})
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:
     """The client's own id if it is a plain word, so that logs on both sides can be compared."""
     given = headers.get(b"x-request-id", b"").decode("latin-1")
-    return given if _GOOD_ID.fullmatch(given) else secrets.token_hex(12)
+    return given if _GOOD_ID.fullmatch(given) else f"{_IDS.getrandbits(96):024x}"
 
 
 def _too_large(limit: int) -> ApiError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from functools import lru_cache
 from typing import Any
 
 from pydantic_core import to_json
@@ -16,19 +17,22 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         fields: dict[str, Any] = {
-            "time": f"{at}.{int(record.msecs):03d}Z",
+            "time": f"{_second(int(record.created))}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
-        given = {name: value for name, value in vars(record).items() if name not in _STANDARD}
-        fields |= {
-            name: value for name, value in given.items() if not name.startswith("_")
-        }  # those are other handlers'
+        fields |= {  # names that begin with _ are other handlers'
+            name: value for name, value in vars(record).items() if name not in _STANDARD and name[0] != "_"
+        }
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         return to_json(fields, fallback=repr, inf_nan_mode="null").decode("utf-8", "replace")
+
+
+@lru_cache(2)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def log_json_lines() -> None:

@@ -28,11 +28,16 @@ class PromptDetails(Reply):
     cached_tokens: int
 
 
+class CompletionDetails(Reply):
+    reasoning_tokens: int
+
+
 class Usage(Reply):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails | None = Field(None, description="Of models that think first.")
 
 
 class CalledFunction(Reply):
@@ -184,3 +189,73 @@ class StatsReply(Reply):
     model: str
     requests: Queue = Field(description="Of the server, in front of the engine.")
     engine: EngineStats = Field(description="Counters end in _total. batch and tree are in tokens.")
+
+
+class FileReply(Reply):
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: Literal["batch", "batch_output"]
+    status: Literal["processed"]
+
+
+class DeletedReply(Reply):
+    id: str
+    object: Literal["file"]
+    deleted: bool
+
+
+class Page(Reply):
+    object: Literal["list"]
+    first_id: str
+    last_id: str
+    has_more: bool
+
+
+class FilesReply(Page):
+    data: list[FileReply]
+
+
+class BatchCounts(Reply):
+    total: int
+    completed: int
+    failed: int
+
+
+class BatchError(Reply):
+    code: str
+    message: str
+    line: int | None
+    param: None
+
+
+class BatchErrors(Reply):
+    object: Literal["list"]
+    data: list[BatchError]
+
+
+class BatchReply(Reply):
+    id: str
+    object: Literal["batch"]
+    endpoint: str
+    input_file_id: str
+    completion_window: Literal["24h"]
+    status: Literal["validating", "failed", "in_progress", "finalizing", "completed", "cancelling", "cancelled"]
+    created_at: int
+    request_counts: BatchCounts
+    metadata: dict[str, str] | None = None
+    errors: BatchErrors | None = None
+    output_file_id: str | None = Field(None, description="Answers with status 200.")
+    error_file_id: str | None = Field(None, description="Answers with an error status.")
+    in_progress_at: int | None = None
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+
+
+class BatchesReply(Page):
+    data: list[BatchReply]

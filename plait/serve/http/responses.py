@@ -33,11 +33,10 @@ class ResponsesAnswer:
         self.asked = chat_asked(self.chat, server.service, server.form, max_tokens=server.max_tokens)
         self.streams = bool(body.stream)
         self.created_at = int(time.time())
-        self._stream = MessageStream(server.form, reads_sections=self.asked.reads_sections)
+        self._stream = MessageStream(server.form, sections=self.asked.sections)
         self._items = ItemWriter(trace.request_id)
         self._citations: list[int | str] | None = None
         self._n_events = 0
-        self._n_reasoning_tokens = 0
         self._finish_reason = "stop"
 
     async def whole(self) -> dict[str, Any]:
@@ -71,7 +70,7 @@ class ResponsesAnswer:
         return "incomplete" if self._finish_reason == "length" else "completed"
 
     def _take(self, delta: Delta) -> Iterator[tuple[str, dict[str, Any]]]:
-        events: list[Event] = self._stream.push(delta.text)
+        events: list[Event] = self._stream.push(delta.text, len(delta.token_ids))
         if delta.finish_reason is not None:
             self._finish_reason = delta.finish_reason
             events += self._stream.finish()
@@ -83,8 +82,6 @@ class ResponsesAnswer:
                 self._citations = [*(self._citations or []), *event.document_ids]
             else:
                 yield from self._items.write(event)
-        if self._items.is_reasoning:
-            self._n_reasoning_tokens += len(delta.token_ids)
         if delta.finish_reason is not None:
             yield from self._items.close("incomplete" if delta.finish_reason == "length" else "completed")
 
@@ -137,7 +134,7 @@ class ResponsesAnswer:
                 "cache_write_tokens": trace.prompt_tokens - trace.cached_tokens,
             },
             "output_tokens": trace.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": self._n_reasoning_tokens},
+            "output_tokens_details": {"reasoning_tokens": self._stream.n_reasoning_tokens},
             "total_tokens": trace.prompt_tokens + trace.completion_tokens,
         }
 

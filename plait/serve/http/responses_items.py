@@ -19,10 +19,6 @@ class ItemWriter:
         self._open: dict[str, Any] | None = None
         self._logprobs: list[dict[str, Any]] = []  # not yet told
 
-    @property
-    def is_reasoning(self) -> bool:
-        return self._open is not None and self._open["type"] == "reasoning"
-
     def note(self, logprobs: list[dict[str, Any]]) -> None:
         """Log-probabilities of the tokens behind what is written next."""
         self._logprobs += logprobs

@@ -7,11 +7,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from plait.serve.http.admission import Admission
 from plait.serve.http.api_keys import ApiKeys
+from plait.serve.http.batch_jobs import BatchJobs
 from plait.serve.http.body import Body, read_body
 from plait.serve.http.chat_request import Asked
 from plait.serve.http.errors import ApiError
@@ -19,6 +20,7 @@ from plait.serve.http.form import AnswerForm
 from plait.serve.http.logs import logger
 from plait.serve.http.metrics import Metrics
 from plait.serve.http.settings import ServerSettings
+from plait.serve.http.stored_files import FileStore
 from plait.serve.http.trace import Trace
 from plait.serve.service import Delta, EngineError, Service
 
@@ -33,24 +35,30 @@ class Server:
         self.keys = ApiKeys(settings.api_keys, settings.api_key_file) if settings.needs_key else None
         self.admission = Admission(max_concurrent=settings.max_concurrent, max_queued=settings.max_queued)
         self.metrics = Metrics(self.model_names[0], self.admission)
+        self.files: FileStore | None = None
+        self.jobs: BatchJobs | None = None
+        if settings.batch_folder is not None:
+            self.files = FileStore(settings.batch_folder / "files")
+            n_parallel = max(1, settings.max_concurrent // 2)  # half of the places stay for those who wait
+            self.jobs = BatchJobs(settings.batch_folder / "batches", self.files, n_parallel=n_parallel)
 
     @property
     def max_tokens(self) -> int:
         """Of an answer whose request sets no limit; the engine cuts it to what the context has room for."""
         return self.settings.max_tokens or self.service.max_context
 
-    async def read(self, request: Request, kind: type[B]) -> B:
-        """The body, checked; ApiError if it isn't right, isn't JSON, or names another model."""
-        content_type = request.headers.get("content-type", "")
-        if content_type.partition(";")[0].strip().lower() != "application/json":
+    def read(self, scope: Scope, kind: type[B]) -> B:
+        """The body that `Front` has read, checked; ApiError if it isn't right, isn't JSON, or names another model."""
+        content_type = scope["state"]["headers"].get(b"content-type", b"")
+        if content_type.partition(b";")[0].strip().lower() != b"application/json":
             raise ApiError(415, "the body must be sent as Content-Type: application/json", code="not_json")
-        raw = await request.body()
+        raw: bytes = scope["state"]["body"]
         body = read_body(kind, raw, lenient=self.settings.lenient)
         model = getattr(body, "model", None)
         if model is not None and model not in self.model_names:
             served = ", ".join(self.model_names)
             raise ApiError(404, f"this server has {served}, not {model}", param="model", code="model_not_found")
-        trace = trace_of(request)
+        trace = trace_of(scope)
         trace.model, trace.user = model, getattr(body, "user", None)
         if self.settings.log_prompts:
             trace.prompt = raw.decode("utf-8", "replace")
@@ -95,8 +103,8 @@ class Server:
         return [tokenizer.bos_id, *ids]
 
 
-def trace_of(request: Request) -> Trace:
-    trace: Trace = request.scope["state"]["trace"]
+def trace_of(scope: Scope) -> Trace:
+    trace: Trace = scope["state"]["trace"]
     return trace
 
 

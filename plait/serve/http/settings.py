@@ -31,11 +31,13 @@ class ServerSettings:
     ping_s: float = 15.0  # a stream with nothing to say sends a comment this often
     drain_s: float = 30.0  # after SIGTERM: how long answers may go on
     log_prompts: bool = False
+    batch_folder: Path | None = None  # where files and batches are kept; None: there are none
+    max_file_bytes: int = 128 * 2**20  # of an uploaded file
 
     def __post_init__(self) -> None:
         for name in (
             "max_body_bytes", "max_concurrent", "max_connections", "header_timeout_s", "body_timeout_s",
-            "request_timeout_s", "ping_s",
+            "request_timeout_s", "ping_s", "max_file_bytes",
         ):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")

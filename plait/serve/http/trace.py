@@ -8,6 +8,8 @@ from typing import Any
 
 from plait.serve.service import Delta
 
+OUTCOMES = ("disconnected", "timed_out", "failed")
+
 
 @dataclass
 class Trace:
@@ -20,7 +22,7 @@ class Trace:
     user: str | None = None
     started: float = field(default_factory=time.perf_counter)
     status: int = 0
-    outcome: str | None = None  # disconnected, timed_out, failed; None: answered
+    outcome: str | None = None  # of OUTCOMES; None: answered
     first_token_s: float | None = None  # since started
     last_token: dict[tuple[int, int], float] = field(default_factory=dict)  # (prompt, answer) -> when
     between_tokens_s: list[float] = field(default_factory=list)

@@ -116,6 +116,8 @@ def application(
     """
     check_tensor_split(read_config(find_model(options.model)), options.tensor_parallel)
     settings, fleet = settings or ServerSettings(), fleet or Fleet()
+    if settings.batch_folder is not None:
+        raise ValueError("batch_folder: replicas can't share one; answer batches with `plait batch`, or without Ray")
     name = name or Path(options.model).name or options.model
     n_gpus = options.tensor_parallel if options.device.startswith("cuda") else 0
     engines = serve.deployment(

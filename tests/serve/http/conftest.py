@@ -148,7 +148,7 @@ class Live:
 
     def client(self, **options: Any) -> openai.OpenAI:
         return openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key=options.pop("api_key", "none"), max_retries=0, timeout=20, **options
+            **{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0, "timeout": 20} | options
         )
 
     def http(self, **options: Any) -> httpx.Client:

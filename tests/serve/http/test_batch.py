@@ -92,9 +92,9 @@ def test_a_result_is_not_overwritten(make_service: Callable, tmp_path: Path) -> 
         ("", "no requests"),
         ("nonsense", "in:1 is not JSON"),
         ('\n{"custom_id": "a"}', "in:2 must be an object"),
-        (json.dumps(line(1, url="/v1/other")), "url one of"),
-        (json.dumps(line(1, method="GET")), "method must be POST"),
-        (json.dumps(line(1)) + "\n" + json.dumps(line(1)), "in:2: custom_id"),
+        (json.dumps(line(1, url="/v1/other")), "url /v1/chat"),
+        (json.dumps(line(1, method="GET")), "must have method POST"),
+        (json.dumps(line(1)) + "\n" + json.dumps(line(1)), "in:2 has custom_id"),
         (json.dumps(line(1, body={"stream": True})), "without stream"),
     ],
 )

@@ -39,30 +39,73 @@ def cut_texts(draw: st.DrawFn) -> tuple[str, list[str]]:
 
 
 @settings(max_examples=300)
-@given(cut_texts(), FORMS, st.booleans())
-def test_streamed_is_whole(cut: tuple[str, list[str]], form: AnswerForm, reads_sections: bool) -> None:
+@given(cut_texts(), FORMS, st.sets(st.sampled_from(["calls", "citations"])))
+def test_streamed_is_whole(cut: tuple[str, list[str]], form: AnswerForm, sections: Any) -> None:
     text, pieces = cut
-    whole = MessageStream(form, reads_sections=reads_sections)
-    streamed = MessageStream(form, reads_sections=reads_sections)
+    whole, streamed = MessageStream(form, sections=sections), MessageStream(form, sections=sections)
     events = [event for piece in pieces for event in streamed.push(piece)]
     assert join([*events, *streamed.finish()]) == join([*whole.push(text), *whole.finish()])
 
 
 def test_arguments_are_the_models_own_characters() -> None:
-    stream = MessageStream(AnswerForm(), reads_sections=True)
+    stream = MessageStream(AnswerForm(), sections=("calls",))
     message = join([*stream.push(CALLS), *stream.finish()])
     assert [call.arguments for call in message.tool_calls] == ['{"a":  1.50, "b": "\\u00e9 </tool_calls>"}', "{}"]
 
 
 def test_nothing_is_read_that_was_not_asked_for() -> None:
-    stream = MessageStream(AnswerForm(), reads_sections=False)
-    assert join([*stream.push(CALLS), *stream.finish()]).content == CALLS
+    cited = " so<citations>[1]</citations>"
+    for sections, content in (((), CALLS + cited), (("citations",), CALLS + " so"), (("calls",), cited)):
+        stream = MessageStream(AnswerForm(), sections=sections)  # type: ignore[arg-type]
+        assert join([*stream.push(CALLS + cited), *stream.finish()]).content == content
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+@pytest.mark.parametrize(
+    "tokens",
+    [["a", " b", " c", "</think>", "\n", "yes"], ["a", " b c", " d", "</", "think", ">", "yes"],
+     ["a", "", "é</", "x", "</think>yes"]],
+)  # fmt: skip
+def test_reasoning_tokens_are_those_between_the_tags(tokens: list[str], is_open: bool) -> None:
+    stream = MessageStream(AnswerForm(reasons=True, reasoning_is_open=is_open))
+    for token in tokens if is_open else ["<think>", *tokens]:
+        stream.push(token, 1)
+    stream.finish()
+    assert stream.n_reasoning_tokens == (4 if "x" in tokens else 3)
+
+
+def test_reasoning_tokens_of_an_answer_that_was_cut_off() -> None:
+    stream = MessageStream(AnswerForm(reasons=True, reasoning_is_open=True))
+    for token in ("a", " b", "</thi"):
+        stream.push(token, 1)
+    stream.finish()
+    assert stream.n_reasoning_tokens == 3
+    answer = MessageStream(AnswerForm(reasons=True))
+    assert [answer.push("plain", 1), answer.finish(), answer.n_reasoning_tokens][-1] == 0
 
 
 @pytest.mark.parametrize(("text", "content"), [(" a b", "a b"), ("a", "a"), ("  a", " a"), (" ", None)])
 def test_the_space_that_the_template_writes_is_dropped(text: str, content: str | None) -> None:
-    stream = MessageStream(AnswerForm(leading_space=True), reads_sections=False)
+    stream = MessageStream(AnswerForm(leading_space=True))
     assert join([e for char in text for e in stream.push(char)] + stream.finish()).content == content
+
+
+def test_usage_tells_reasoning_tokens(make_service: Callable) -> None:
+    server = Server(make_service(cuts=["a", " b", "</think>", "yes"]), ServerSettings())
+    server.form = AnswerForm(reasons=True, reasoning_is_open=True)
+
+    async def ask() -> tuple[Any, Any]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app_of(server)), base_url="http://test") as client:
+            chat = {"model": "demo", "messages": [{"role": "user", "content": "x"}]}
+            whole = (await client.post("/v1/chat/completions", json=chat)).json()
+            item = (await client.post("/v1/responses", json={"model": "demo", "input": "x"})).json()
+            return whole, item
+
+    whole, item = asyncio.run(ask())
+    assert whole["choices"][0]["message"]["reasoning_content"] == "a b"
+    assert whole["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2}
+    assert item["usage"]["output_tokens_details"] == {"reasoning_tokens": 2}
+    assert whole["usage"]["completion_tokens"] == item["usage"]["output_tokens"] == 4
 
 
 def joined_chat(chunks: list[Any]) -> dict[str, Any]:
@@ -82,7 +125,7 @@ def joined_chat(chunks: list[Any]) -> dict[str, Any]:
     return message
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(cut=cut_texts())
 def test_the_endpoints_streams_are_their_whole_answers(cut: tuple[str, list[str]], make_service: Callable) -> None:
     tool = {"name": "f", "parameters": {"type": "object"}}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,14 @@ EVENTS = {
 }  # fmt: skip
 
 
-def check(value: Any, name: str) -> None:
+@cache
+def validator(name: str) -> Any:
     assert name in SCHEMA["components"]["schemas"]
-    jsonschema.validate(value, {**SCHEMA, "$ref": f"#/components/schemas/{name}"})
+    return jsonschema.Draft202012Validator({**SCHEMA, "$ref": f"#/components/schemas/{name}"})
+
+
+def check(value: Any, name: str) -> None:
+    validator(name).validate(value)
 
 
 def check_ours(value: Any, model: type[BaseModel]) -> None:
@@ -124,6 +130,28 @@ def test_a_failing_response_ends_its_stream_with_typed_events(call: Callable, ma
     check(events[-2], "ResponseErrorEvent")
     check(events[-1], "ResponseFailedEvent")
     assert "the engine process died" in events[-1]["response"]["error"]["message"]
+
+
+def test_files_and_batches(make_service: Callable, start: Callable, tmp_path: Path) -> None:
+    good = {"custom_id": "a", "url": "/v1/embeddings", "body": {"model": "demo", "input": "x"}}
+    text = "".join(json.dumps(line) + "\n" for line in (good, good | {"custom_id": "b", "body": {}}))
+    with start(make_service(), batch_folder=tmp_path) as live, live.http() as client:
+        for raw, end in ((text, "completed"), ("{", "failed")):
+            file = client.post("/v1/files", files={"file": ("in", raw)}, data={"purpose": "batch"}).json()
+            check(file, "OpenAIFile")
+            asked = {"input_file_id": file["id"], "endpoint": "/v1/embeddings", "completion_window": "24h"}
+            batch = client.post("/v1/batches", json=asked | {"metadata": {"a": "b"}}).json()
+            while True:
+                check(batch, "Batch")
+                check_ours(batch, reply.BatchReply)
+                if batch["status"] == end:
+                    break
+                batch = client.get(f"/v1/batches/{batch['id']}").json()
+        check_ours(client.get("/v1/files").json(), reply.FilesReply)
+        check(client.get("/v1/files").json(), "ListFilesResponse")
+        check(client.get("/v1/batches").json(), "ListBatchesResponse")
+        check(client.get("/v1/batches?limit=1&after=" + batch["id"]).json(), "ListBatchesResponse")
+        check(client.delete(f"/v1/files/{file['id']}").json(), "DeleteFileResponse")
 
 
 def test_the_rest(call: Callable, make_service: Callable) -> None:

@@ -1,6 +1,8 @@
 """Every feature through the real client, over a socket."""
 
+import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -334,3 +336,61 @@ def test_the_request_id_is_told(client: openai.OpenAI, service: Any) -> None:
     )
     assert raw.headers["x-request-id"] == "mine-1"
     assert json.loads(raw.content)["id"] == "chatcmpl-mine-1"
+
+
+def test_the_async_client(running: Any, service: Any) -> None:
+    service.text = "one two three"
+
+    async def ask() -> tuple[str, list[str]]:
+        async with openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
+            ask: Any = {"model": "demo", "messages": MESSAGES}
+            whole = await client.chat.completions.create(**ask)
+            stream = await client.chat.completions.create(**ask, stream=True)
+            return whole.choices[0].message.content or "", [c.choices[0].delta.content or "" async for c in stream]
+
+    whole, pieces = asyncio.run(ask())
+    assert whole == "".join(pieces) == "one two three"
+    assert len(pieces) > 3
+
+
+def test_parsed_responses(client: openai.OpenAI, service: Any) -> None:
+    class Point(pydantic.BaseModel):
+        x: int
+
+    service.text = ' {"x": 3}'
+    answer = client.responses.parse(model="demo", input="x", text_format=Point)
+    assert answer.output_parsed == Point(x=3)
+    assert '"x"' in service.grammars[-1].text
+    with client.chat.completions.stream(model="demo", messages=MESSAGES, response_format=Point) as stream:
+        stream.until_done()
+        assert stream.get_final_completion().choices[0].message.parsed == Point(x=3)
+
+
+def test_raw_lines(client: openai.OpenAI, service: Any) -> None:
+    ask: Any = {"model": "demo", "messages": MESSAGES, "stream": True}
+    with client.chat.completions.with_streaming_response.create(**ask) as answer:
+        lines = [line for line in answer.iter_lines() if line]
+    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+
+
+def test_retries_are_the_clients_own(running: Any, service: Any) -> None:
+    """It comes back by itself, after the time that Retry-After says, to an engine that is there again."""
+    service.fails_after = 0
+    with running.client(max_retries=1) as client:
+        restored = threading.Timer(0.5, setattr, (service, "fails_after", None))
+        restored.start()
+        answer = client.chat.completions.create(model="demo", messages=MESSAGES)
+    assert answer.choices[0].message.content == "Hello there"
+    assert len(service.asked) == 2
+
+
+def test_citations_without_tools_leave_calls_alone(client: openai.OpenAI, service: Any) -> None:
+    service.text = TWO_CALLS + "<citations>[0]</citations>"
+    extra = {"documents": [{"text": "a"}], "knobs": {"citation_mode": "fast"}}
+    choice = client.chat.completions.create(model="demo", messages=MESSAGES, extra_body=extra).choices[0]
+    assert choice.message.tool_calls is None
+    assert choice.finish_reason == "stop"
+    assert choice.message.content == TWO_CALLS.lstrip()
+    assert choice.message.model_extra == {"citations": [{"document_id": 0}]}

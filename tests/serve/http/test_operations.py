@@ -77,6 +77,12 @@ def test_a_key_file_that_is_no_key_file(tmp_path: Path, text: str) -> None:
         ApiKeys(file=file)
 
 
+def test_a_file_of_keys_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_bytes(b"ann sha256:\xff")
+    with pytest.raises(ValueError, match="keys is not UTF-8 text"):
+        ApiKeys(file=tmp_path / "keys")
+
+
 def test_a_name_has_one_key(tmp_path: Path) -> None:
     new_key("ann", tmp_path / "keys")
     with pytest.raises(ValueError, match="has a key named ann"):
@@ -321,6 +327,23 @@ def test_a_body_that_never_ends(make_service: Callable, start: Callable) -> None
         assert b"408" in got
         assert b"body_timeout" in got
         assert live.http().post(PATH, json=CHAT).status_code == 200
+
+
+def test_a_client_that_does_not_read(make_service: Callable, start: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer ends with the time limit, and with it all that the server did for it."""
+    monkeypatch.setattr("plait.serve.http.exchange._LAST_WORDS_S", 0.2)
+    with start(make_service(text="word " * 400, max_context=1024), request_timeout_s=1, ping_s=0.1) as live:
+        raw = json.dumps(CHAT | {"stream": True, "n": 128, "max_tokens": 900}).encode()
+        head = (
+            f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n"
+        )
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", int(live.url.rpartition(":")[2])))
+            connection.sendall(head.encode() + raw)
+            assert until(lambda: live.service.open == 1)
+            assert until(lambda: live.service.open == 0 and live.server.admission.running == 0, 5)
+            assert until(lambda: 'broken_total{outcome="timed_out"} 1.0' in live.http().get("/metrics").text)
 
 
 def test_ready(call: Callable, make_service: Callable) -> None:

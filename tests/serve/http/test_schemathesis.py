@@ -30,12 +30,12 @@ def n_cases(url: str, *options: str) -> int:
     return int(counted[1].replace(",", ""))
 
 
-def test_some_hundreds(start: Callable, make_service: Callable) -> None:
-    with start(make_service()) as live:
-        assert n_cases(live.url, "--phases=fuzzing", "--max-examples=40") >= 250
+def test_some_hundreds(start: Callable, make_service: Callable, tmp_path: Path) -> None:
+    with start(make_service(), batch_folder=tmp_path) as live:
+        assert n_cases(live.url, "--phases=fuzzing", "--max-examples=20") >= 250
 
 
 @pytest.mark.slow
-def test_ten_thousand(start: Callable, make_service: Callable) -> None:
-    with start(make_service()) as live:
+def test_ten_thousand(start: Callable, make_service: Callable, tmp_path: Path) -> None:
+    with start(make_service(), batch_folder=tmp_path) as live:
         assert n_cases(live.url, "--max-examples=650", "--workers=2") >= 10_000

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,42 +82,47 @@ def served(model: str, log: Path, *options: str) -> Iterator[Served]:
             process.kill()
 
 
-def test_a_killed_engine_ends_requests_cleanly_and_is_started_again(make_folder: Callable, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def server(make_folder: Callable, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One for all tests of this file that ask for it: a start takes seconds."""
     folder = str(make_folder(with_tokenizer=True, max_context=4096))
-    with served(folder, tmp_path / "log", "--served-name", "m", "--cache-tokens", "16384") as server:
-        before = server.post(max_tokens=10).json()["choices"][0]["text"]
-        body = BODY | {"max_tokens": 4000, "stream": True}
-        with httpx.stream("POST", server.url + PATH, json=body, timeout=60) as answer:
-            lines = answer.iter_lines()
-            assert next(lines).startswith("data: ")
-            killed = server.engine()
-            os.kill(killed, signal.SIGKILL)
-            rest = [line for line in lines if line]
-        error = json.loads(rest[-1].removeprefix("data: "))["error"]
-        assert error["code"] == "engine_failed"
-        assert "signal 9" in error["message"]
-
-        assert httpx.get(f"{server.url}/health").status_code == 200
-        assert httpx.get(f"{server.url}/metrics", timeout=5).status_code == 200  # waits for nobody
-        again = server.post(max_tokens=10)  # waits for the new engine
-        assert again.json()["choices"][0]["text"] == before
-        assert httpx.get(f"{server.url}/ready").status_code == 200
-        assert server.engine() != killed
-        metrics = httpx.get(f"{server.url}/metrics").text
-        assert 'plait:requests_broken_total{outcome="failed"} 1.0' in metrics
-        server.check_nothing_is_left()
+    log = tmp_path_factory.mktemp("server") / "log"
+    with served(folder, log, "--served-name", "m", "--cache-tokens", "16384") as server:
+        yield server
 
 
-def test_each_answer_echoes_the_prompts_scores(make_folder: Callable, tmp_path: Path) -> None:
-    folder = str(make_folder(with_tokenizer=True))
-    with served(folder, tmp_path / "log", "--served-name", "m", "--cache-tokens", "2048") as server:
-        for max_tokens in (0, 3):
-            choices = server.post(max_tokens=max_tokens, n=2, echo=True, logprobs=1).json()["choices"]
-            scored = [choice["logprobs"]["token_logprobs"] for choice in choices]
-            assert len(scored[0]) == len(scored[1]) > 2 + max_tokens
-            assert scored[0][0] is None
-            n_prompt = len(scored[0]) - max_tokens
-            assert scored[0][1:n_prompt] == pytest.approx(scored[1][1:n_prompt], abs=1e-5)
+def test_a_killed_engine_ends_requests_cleanly_and_is_started_again(server: Served) -> None:
+    before = server.post(max_tokens=10).json()["choices"][0]["text"]
+    body = BODY | {"max_tokens": 4000, "stream": True}
+    with httpx.stream("POST", server.url + PATH, json=body, timeout=60) as answer:
+        lines = answer.iter_lines()
+        assert next(lines).startswith("data: ")
+        killed = server.engine()
+        os.kill(killed, signal.SIGKILL)
+        rest = [line for line in lines if line]
+    error = json.loads(rest[-1].removeprefix("data: "))["error"]
+    assert error["code"] == "engine_failed"
+    assert "signal 9" in error["message"]
+
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert httpx.get(f"{server.url}/metrics", timeout=5).status_code == 200  # waits for nobody
+    again = server.post(max_tokens=10)  # waits for the new engine
+    assert again.json()["choices"][0]["text"] == before
+    assert httpx.get(f"{server.url}/ready").status_code == 200
+    assert server.engine() != killed
+    metrics = httpx.get(f"{server.url}/metrics").text
+    assert 'plait:requests_broken_total{outcome="failed"} 1.0' in metrics
+    server.check_nothing_is_left()
+
+
+def test_each_answer_echoes_the_prompts_scores(server: Served) -> None:
+    for max_tokens in (0, 3):
+        choices = server.post(max_tokens=max_tokens, n=2, echo=True, logprobs=1).json()["choices"]
+        scored = [choice["logprobs"]["token_logprobs"] for choice in choices]
+        assert len(scored[0]) == len(scored[1]) > 2 + max_tokens
+        assert scored[0][0] is None
+        n_prompt = len(scored[0]) - max_tokens
+        assert scored[0][1:n_prompt] == pytest.approx(scored[1][1:n_prompt], abs=1e-5)
 
 
 async def _crowd(url: str, n_clients: int, max_tokens: int) -> list[int | None]:
@@ -146,13 +152,27 @@ async def _crowd(url: str, n_clients: int, max_tokens: int) -> list[int | None]:
         return list(await asyncio.gather(*(ask(client, n, after) for n, after in enumerate(leave))))
 
 
-def test_clients_that_leave(make_folder: Callable, tmp_path: Path) -> None:
-    folder = str(make_folder(with_tokenizer=True))
-    with served(folder, tmp_path / "log", "--served-name", "m", "--cache-tokens", "2048") as server:
-        got = asyncio.run(_crowd(server.url, 40, 24))
-        assert {n for n in got if n is not None} == {24}
-        assert 20 <= sum(n is not None for n in got) <= 35
-        server.check_nothing_is_left()
+def test_clients_that_leave(server: Served) -> None:
+    got = asyncio.run(_crowd(server.url, 40, 24))
+    assert {n for n in got if n is not None} == {24}
+    assert 20 <= sum(n is not None for n in got) <= 35
+    server.check_nothing_is_left()
+
+
+def test_a_long_prompt_keeps_nobody_else_waiting(server: Served) -> None:
+    """It is cut into tokens beside the event loop; here it then turns out too long for the model."""
+    waits: list[float] = []
+    with ThreadPoolExecutor(1) as other, httpx.Client(base_url=server.url) as client:
+        began = time.monotonic()
+        asked = other.submit(server.post, prompt="Emma Woodhouse, handsome, clever, and rich. " * 40_000)
+        while not asked.done():
+            sent = time.monotonic()
+            client.get("/health")
+            waits.append(time.monotonic() - sent)
+        took = time.monotonic() - began
+    assert asked.result().status_code == 400
+    assert "tokens" in asked.result().json()["error"]["message"]
+    assert max(waits) < took / 3
 
 
 @pytest.mark.slow  # minutes on a busy machine
@@ -168,6 +188,25 @@ def test_200_clients_of_the_demo_model(tmp_path: Path) -> None:
         print(f"{len(stayed)} whole, {200 - len(stayed)} left, {seconds:.1f} s, {figures}")
 
 
+def test_scores_over_http_are_those_offline(server: Served, make_folder: Callable) -> None:
+    """What lm-eval asks (token ids, `echo`, `logprobs`, one token more) against the same engine in this process."""
+    pairs = [([1, 20, 30], [40, 50]), ([1, 7], [9]), ([1, 300, 200, 100], [5, 6, 7, 8])]
+    asked = [[*context, *continuation] for context, continuation in pairs]
+    choices = server.post(prompt=asked, max_tokens=1, echo=True, logprobs=1).json()["choices"]
+    folder = make_folder(with_tokenizer=True, max_context=4096)
+    offline = LLM(str(folder), cache_tokens=2048).loglikelihood([ScoreRequest(*pair) for pair in pairs])
+    for (context, continuation), choice, score in zip(pairs, choices, offline, strict=True):
+        noted = choice["logprobs"]
+        here = slice(len(context), len(context) + len(continuation))
+        assert sum(noted["token_logprobs"][here]) == pytest.approx(score.logprob, abs=1e-4)
+        is_greedy = all(
+            logprob == max(top.values())
+            for logprob, top in zip(noted["token_logprobs"][here], noted["top_logprobs"][here], strict=True)
+        )
+        assert is_greedy == score.is_greedy
+
+
+@pytest.mark.slow  # transformers alone takes as long to import as all tests above
 def test_lm_eval_scores_as_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """local-completions of lm-evaluation-harness against the server, and the same engine in this process."""
     pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")

@@ -112,6 +112,11 @@ def test_figures_of_several_engines() -> None:
     assert summed([]) == EngineStats()
 
 
+def test_replicas_share_no_folder() -> None:
+    with pytest.raises(ValueError, match="replicas can't share one"):
+        app({"model": "demo", "allow_no_key": True, "batch_folder": "kept"})
+
+
 def test_args_of_a_config_file() -> None:
     with pytest.raises(ValueError, match="replica is not known"):
         app({"model": "demo", "replica": 2})
