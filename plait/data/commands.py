@@ -91,6 +91,8 @@ def fertility(tokenizer: TextEncoder, documents: Iterable[Document]) -> dict[str
         n_tokens += len(tokenizer.encode(document.text))
         n_words += len(document.text.split())
         n_characters += len(document.text)
+    if not n_words:
+        raise ValueError("there are no words to measure the tokenizer on: give other texts with --held-out")
     per_word, per_character = n_tokens / n_words, n_tokens / n_characters
     return {"n_tokens": n_tokens, "tokens_per_word": per_word, "tokens_per_character": per_character}
 
@@ -172,7 +174,15 @@ def mixture_table(report: dict[str, Any]) -> RenderableType:
     for source in report["sources"]:
         numbers = (f"{source[key]:,}" for key in ("n_documents", "n_tokens", "pass_tokens"))
         table.add_row(source["shards"], f"{source['share']:.1%}", *numbers)
-    return table
+    by_length: dict[int, list[int]] = {}
+    for number, source in enumerate(report["sources"]):
+        for row in source["documents_by_length"]:
+            tokens = by_length.setdefault(row["min_tokens"], [0] * len(report["sources"]))
+            tokens[number] = row["n_tokens"]
+    lengths = Table("tokens a document", *(Path(s["shards"]).name for s in report["sources"]), title="tokens by length")
+    for least, counts in sorted(by_length.items()):
+        lengths.add_row(f"{least:,} to {2 * least - 1:,}", *(f"{n:,}" for n in counts))
+    return Group(table, lengths)
 
 
 def documents_by_length(lengths: np.ndarray) -> list[dict[str, int]]:

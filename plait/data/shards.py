@@ -17,7 +17,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -218,23 +218,27 @@ def write_shards(
 
     The work happens under a temporary name beside `out`, which appears whole or not at all.
     """
-    out = Path(out)
     if tokens_per_shard < 1:
         raise ValueError(f"tokens_per_shard={tokens_per_shard} must be at least 1")
+    _write_folder(Path(out), lambda folder: _write_documents(documents, tokenizer, folder, tokens_per_shard))
+    return open_shards(out)
+
+
+def _write_folder(out: Path, write: Callable[[Path], ShardsMetadata]) -> None:
+    """`write` fills a folder with a temporary name, which gets its own when all is there."""
     if out.exists():
         raise ValueError(f"{out} exists already: remove it or choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
     unfinished.mkdir()
     try:
-        metadata = _write_documents(documents, tokenizer, unfinished, tokens_per_shard)
+        metadata = write(unfinished)
         with (unfinished / METADATA_FILE).open("wb") as file:
             file.write(json.dumps(asdict(metadata), indent=2).encode())
             _sync(file)
         os.replace(unfinished, out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return open_shards(out)
 
 
 def _write_documents(
@@ -292,24 +296,45 @@ def merge_shards(
     """The documents of `parts` end to end, in a new folder `out` that appears whole or not at all. All parts must be of
     one tokenizer and without a loss mask.
     """
-    out = Path(out)
     if not parts:
         raise ValueError("there is nothing to merge: give at least one shards folder")
-    if out.exists():
-        raise ValueError(f"{out} exists already: remove it or choose another folder")
     for part in parts:
         if part.metadata.tokenizer_hash != parts[0].metadata.tokenizer_hash or part.metadata.has_loss_mask:
             raise ValueError(f"{part.path} has another tokenizer than {parts[0].path}, or a loss mask: can't be merged")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
-    unfinished.mkdir()
-    try:
-        metadata = _merge(parts, unfinished, tokens_per_shard)
-        (unfinished / METADATA_FILE).write_text(json.dumps(asdict(metadata), indent=2), encoding="utf-8")
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    _write_folder(Path(out), lambda folder: _merge(parts, folder, tokens_per_shard))
     return open_shards(out, check_tokens=False)
+
+
+def join_documents(
+    shards: TokenShards, groups: Sequence[Sequence[int]], separator: Sequence[int], out: Path | str, source: str
+) -> TokenShards:
+    """Each group of documents as one: bos, their tokens with `separator` between them, eos; in a new folder `out` that
+    appears whole or not at all. All count as of `source`; their characters are estimated by the shards' mean.
+    """
+    if not groups or not all(groups):
+        raise ValueError("there is nothing to join: give groups of at least one document")
+    _write_folder(Path(out), lambda folder: _join(shards, groups, list(separator), folder, source))
+    return open_shards(out, check_tokens=False)
+
+
+def _join(
+    shards: TokenShards, groups: Sequence[Sequence[int]], separator: list[int], folder: Path, source: str
+) -> ShardsMetadata:
+    metadata, ends = shards.metadata, [0]
+    between = np.array(separator, dtype=metadata.dtype)
+    with _TokenFiles(folder, metadata.tokens_per_shard) as token_files:
+        for group in groups:
+            pieces: list[np.ndarray] = [np.array([metadata.bos_id], dtype=metadata.dtype)]
+            for document in group:
+                pieces += [shards.document(document)[1:-1], between]
+            pieces[-1] = np.array([metadata.eos_id], dtype=metadata.dtype)
+            tokens = np.concatenate(pieces)
+            token_files.append(tokens)
+            ends.append(ends[-1] + len(tokens))
+    np.array(ends, dtype="<i8").tofile(folder / DOCUMENTS_FILE)
+    per_token = sum(s.n_characters for s in metadata.sources) / metadata.n_tokens
+    count = SourceCount(source, len(groups), ends[-1], round(per_token * ends[-1]))
+    return replace(metadata, n_tokens=ends[-1], n_documents=len(groups), sources=(count,))
 
 
 def _merge(parts: Sequence[TokenShards], folder: Path, tokens_per_shard: int) -> ShardsMetadata:

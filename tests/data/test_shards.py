@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plait.data import Document, TokenShards, open_shards, tokenizer_hash, write_shards
-from plait.data.shards import merge_shards
+from plait.data.shards import join_documents, merge_shards
 
 MakeShards = Callable[..., TokenShards]
 DOCUMENTS = [Document("abc", "first", 0), Document("", "first", 1), Document("größe", "second", 0)]
@@ -263,4 +263,26 @@ def test_only_shards_of_one_tokenizer_are_merged(make_shards: MakeShards, tmp_pa
         merge_shards([], tmp_path / "out")
     with pytest.raises(ValueError, match="exists already"):
         merge_shards([a], a.path)
+    assert not (tmp_path / "out").exists()
+
+
+@given(n_letters=st.lists(st.integers(1, 30), min_size=2, max_size=8), data=st.data())
+def test_joined_documents_are_their_tokens_with_a_separator_between(
+    make_shards: MakeShards, tmp_path_factory: pytest.TempPathFactory, n_letters: list[int], data: st.DataObject
+) -> None:
+    shards = make_shards(n_letters, 7)
+    groups = data.draw(st.lists(st.lists(st.integers(0, len(n_letters) - 1), min_size=1), min_size=1, max_size=4))
+    out = tmp_path_factory.mktemp("joined") / "out"
+    joined = join_documents(shards, groups, [5, 6], out, "manuals")
+    assert (joined.n_documents, joined.metadata.sources[0].source) == (len(groups), "manuals")
+    for k, group in enumerate(groups):
+        inside = [token for page in group for token in (5, 6, *shards.document(page)[1:-1].tolist())][2:]
+        assert joined.document(k).tolist() == [shards.metadata.bos_id, *inside, shards.metadata.eos_id]
+    assert open_shards(out).n_tokens == joined.n_tokens
+
+
+def test_nothing_to_join_is_an_error(make_shards: MakeShards, tmp_path: Path) -> None:
+    for groups in ([], [[0], []]):
+        with pytest.raises(ValueError, match="nothing to join"):
+            join_documents(make_shards([3]), groups, [], tmp_path / "out", "x")
     assert not (tmp_path / "out").exists()

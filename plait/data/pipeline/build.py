@@ -9,24 +9,38 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+import plait.data.pipeline.contamination
+import plait.data.pipeline.language
+import plait.data.pipeline.manuals
 import plait.data.pipeline.markup
 import plait.data.pipeline.near_duplicates
+import plait.data.pipeline.pii
 import plait.data.pipeline.program_text
 import plait.data.pipeline.quality
+import plait.data.pipeline.sources
 from plait.data.pipeline.contamination import index_evaluation_sets
 from plait.data.pipeline.funnel import funnel_page, make_funnel
 from plait.data.pipeline.ledger import read_books
+from plait.data.pipeline.manuals import cut_to_size, reading_orders
 from plait.data.pipeline.recipe import BuildRecipe
-from plait.data.pipeline.rows import read_rows, task_file
+from plait.data.pipeline.rows import read_note, read_rows, task_file, write_note
 from plait.data.pipeline.sources import OpenedSource, SourceFile, open_source
-from plait.data.shards import TokenShards, merge_shards, open_shards, tokenizer_hash
+from plait.data.shards import TokenShards, join_documents, merge_shards, open_shards, tokenizer_hash
 from plait.text import Tokenizer, train_tokenizer
+
+_PARSERS = (plait.data.pipeline.sources, plait.data.pipeline.markup, plait.data.pipeline.manuals)
+_RULES = (
+    plait.data.pipeline.quality, plait.data.pipeline.program_text, plait.data.pipeline.language,
+    plait.data.pipeline.pii,
+)  # fmt: skip
 
 MakeExecutor = Callable[[list[Any], int, Path], Any]
 """(pipeline steps, tasks, folder for logs and completions) -> a datatrove executor."""
@@ -43,12 +57,36 @@ class Built:
 
 
 def local_executor(workers: int) -> MakeExecutor:
-    """datatrove's for one machine; its Slurm and Ray ones take the same three arguments."""
+    """On this machine, so many tasks at a time."""
 
     def make(steps: list[Any], tasks: int, logs: Path) -> Any:
         from plait.data.pipeline.executors import QuietLocalExecutor
 
         return QuietLocalExecutor(pipeline=steps, tasks=tasks, workers=min(workers, tasks), logging_dir=str(logs))
+
+    return make
+
+
+def ray_executor(workers: int) -> MakeExecutor:
+    """On the nodes of a Ray cluster, which all see the build's folder."""
+
+    def make(steps: list[Any], tasks: int, logs: Path) -> Any:
+        from plait.data.pipeline.executors import QuietRayExecutor
+
+        return QuietRayExecutor(pipeline=steps, tasks=tasks, workers=min(workers, tasks), logging_dir=str(logs))
+
+    return make
+
+
+def slurm_executor(workers: int, settings: Mapping[str, str]) -> MakeExecutor:
+    """As array jobs of Slurm, on nodes that all see the build's folder and this Python (executors.slurm_arguments)."""
+    from plait.data.pipeline.executors import WaitingSlurmExecutor, slurm_arguments
+
+    slurm_arguments(workers, settings, Path())
+
+    def make(steps: list[Any], tasks: int, logs: Path) -> Any:
+        arguments = slurm_arguments(min(workers, tasks), settings, logs)
+        return WaitingSlurmExecutor(pipeline=steps, tasks=tasks, logging_dir=str(logs), **arguments)
 
     return make
 
@@ -67,7 +105,7 @@ def build(
 
     Raises ValueError for sources that can't be read, and where nothing is left to write.
     """
-    _check_installed()
+    check_installed()
     run = _Run(recipe, out / "work", executor or local_executor(workers), say)
     sources = [open_source(source, cache or out / "work" / "packages") for source in recipe.sources]
     tasks = _tasks(sources, round(recipe.task_megabytes * 1e6))
@@ -75,11 +113,12 @@ def build(
     decided = run.decisions(signed, filtered, len(tasks))
     cleaned = run.clean(filtered, decided, len(tasks))
     tokenizer, parts = run.tokens(cleaned, len(tasks))
-    shards = _publish(out, tokenizer, parts, tasks)
-    kept = [count for each in shards for count in each.metadata.sources]
+    shards = _publish(out, tokenizer, parts, extracted, tasks, recipe.tokens.manual_tokens)
     say("funnel")
-    funnel = make_funnel(read_books((extracted, filtered, cleaned)), _merged(kept))
+    counts = {is_whole: _counts(shards, is_whole) for is_whole in (False, True)}
+    funnel = make_funnel(read_books((extracted, filtered, cleaned)), counts[False], counts[True])
     manifest = _manifest(recipe, sources, shards, run.seconds)
+    manifest |= {"cpu_seconds": run.cpu_seconds(len(tasks)), "evaluation": read_note(cleaned, "evaluation", 0)}
     for name, text in (
         ("funnel.json", json.dumps(funnel, indent=1, ensure_ascii=False)),
         ("funnel.html", funnel_page(funnel, recipe.name)),
@@ -89,12 +128,13 @@ def build(
     return Built(out, funnel, manifest, tuple(run.seconds))
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Raises ValueError if the extra `data` isn't there."""
     for name in ("datatrove", "py3langid", "lxml", "zstandard", "orjson", "loguru"):
         try:
             packages.version(name)
         except packages.PackageNotFoundError:
-            raise ValueError(f"plait data build needs {name}: pip install plait[data]") from None
+            raise ValueError(f"plait data build needs {name}: pip install 'plait[data]'") from None
 
 
 def _tasks(sources: Sequence[OpenedSource], n_bytes: int) -> tuple[Any, ...]:
@@ -121,6 +161,14 @@ class _Run:
     def __init__(self, recipe: BuildRecipe, work: Path, executor: MakeExecutor, say: Callable[[str], None]) -> None:
         self.recipe, self.work, self.executor, self.say = recipe, work, executor, say
         self.seconds: dict[str, float] = {}
+        self._folders: dict[str, Path] = {}
+
+    def cpu_seconds(self, n_tasks: int) -> dict[str, float]:
+        """What the tasks of each stage took, whenever they ran: the same on a busy machine."""
+        return {
+            stage: round(sum(read_note(folder, "cpu_seconds", rank) for rank in range(n_tasks)), 1)
+            for stage, folder in self._folders.items()
+        }
 
     def documents(self, sources: Sequence[OpenedSource], tasks: tuple[Any, ...]) -> tuple[Path, Path, Path]:
         """Extracted, filtered, and what duplicates are found by."""
@@ -128,15 +176,15 @@ class _Run:
 
         recipe, n = self.recipe, len(tasks)
         read = [[s.source.name, s.source.kind, s.source.text_key, s.source.text_format, s.sha256] for s in sources]
-        extracted = self._folder("extract", [read, recipe.task_megabytes, _source_of(plait.data.pipeline.markup)])
+        parsers = [_source_of(module) for module in _PARSERS]
+        extracted = self._folder("extract", [read, recipe.task_megabytes, *parsers])
         self._stage(extracted, Extract(extracted, tasks), n)
-        profiles = {source.name: source.profile for source in recipe.sources}
-        rules = [_source_of(plait.data.pipeline.quality), _source_of(plait.data.pipeline.program_text)]
-        changes = {key: dict(value) for key, value in recipe.thresholds.items()}
-        settings = [profiles, asdict(recipe.languages), changes, recipe.scrub_pii]
+        judge = self._judge()
+        rules = [_source_of(module) for module in _RULES]
+        languages = {k: v for k, v in asdict(recipe.languages).items() if k != "min_share"}  # looked at when clean
+        settings = [judge.profiles, languages, judge.thresholds, recipe.scrub_pii]
         filtered = self._folder("filter", [extracted.name, *settings, *rules])
-        step = Filter(filtered, extracted, profiles, recipe.languages, changes, recipe.scrub_pii)
-        self._stage(filtered, step, n)
+        self._stage(filtered, Filter(filtered, extracted, judge, recipe.scrub_pii), n)
         hashing = _source_of(plait.data.pipeline.near_duplicates)
         duplicates = asdict(recipe.duplicates)
         per_document = {k: duplicates[k] for k in ("shingle_words", "bands", "rows_per_band", "boilerplate_words")}
@@ -158,14 +206,26 @@ class _Run:
 
         settings = self.recipe.contamination
         sets = [_hash_of_path(Path(path)) for path in settings.evaluation_sets]
-        folder = self._folder("clean", [decided.name, asdict(settings), sets])
+        rules = _source_of(plait.data.pipeline.contamination)
+        folder = self._folder("clean", [decided.name, asdict(settings), sets, self.recipe.languages.min_share, rules])
+        self._folders["clean"] = folder
         if not self._is_done(folder, n_tasks):
             index = index_evaluation_sets(
                 settings.evaluation_sets, n_words=settings.n_words, least_words=settings.least_words
             )
+            looked_for = {"items": index.n_items, "too_short_to_look_for": index.n_short}
+            write_note(folder, "evaluation", 0, looked_for)
             least = self.recipe.duplicates.boilerplate_words
-            self._stage(folder, Clean(folder, filtered, decided, index, least), n_tasks)
+            step = Clean(folder, filtered, decided, evaluation=index, least_words=least, judge=self._judge())
+            self._stage(folder, step, n_tasks)
         return folder
+
+    def _judge(self) -> Any:
+        from plait.data.pipeline.stages import Judge
+
+        profiles = {source.name: source.profile for source in self.recipe.sources}
+        changes = {key: dict(value) for key, value in self.recipe.thresholds.items()}
+        return Judge(profiles, self.recipe.languages, changes)
 
     def tokens(self, cleaned: Path, n_tasks: int) -> tuple[Path, Path]:
         """The tokenizer's folder, and the one with each task's shards."""
@@ -197,6 +257,7 @@ class _Run:
         return done.is_dir() and len(list(done.iterdir())) >= n_tasks
 
     def _stage(self, folder: Path, step: Any, n_tasks: int) -> None:
+        self._folders[step.name] = folder
         if self._is_done(folder, n_tasks):
             return
         with self._timed(step.name):
@@ -250,39 +311,66 @@ def _spread(documents: Path, n_tasks: int, characters: int) -> list[str]:
     return texts
 
 
-def _publish(out: Path, tokenizer: Path, parts: Path, tasks: Sequence[Any]) -> list[TokenShards]:
-    """shards/SOURCE, heldout and tokenizer in `out`, in place of what an earlier build left there."""
+def _publish(
+    out: Path, tokenizer: Path, parts: Path, extracted: Path, tasks: Sequence[Any], manual_tokens: int
+) -> list[TokenShards]:
+    """shards/SOURCE, manuals/SOURCE, heldout and tokenizer in `out`, in place of what an earlier build left there."""
     fresh = out / ".fresh"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    Tokenizer.from_folder(tokenizer).save(fresh / "tokenizer")
+    made = Tokenizer.from_folder(tokenizer)
+    made.save(fresh / "tokenizer")
     from plait.data.pipeline.stages import part_folder
 
-    for part in ("train", "heldout"):
-        by_source: dict[str, list[TokenShards]] = {}
-        for rank, task in enumerate(tasks):
-            if (folder := part_folder(parts, part, rank)).exists():
-                by_source.setdefault(task.source.name, []).append(open_shards(folder, check_tokens=False))
-        if part == "train" and not by_source:
-            raise ValueError("no document was kept: look at work/*/dropped and loosen the recipe")
-        for name, shards in by_source.items():
-            if part == "train":
-                merge_shards(shards, fresh / "shards" / name)
-        if part == "heldout" and by_source:
-            merge_shards([each for shards in by_source.values() for each in shards], fresh / "heldout")
-    for name in ("tokenizer", "shards", "heldout"):
+    heldout = []
+    for name in dict.fromkeys(task.source.name for task in tasks):
+        ranks = [rank for rank, task in enumerate(tasks) if task.source.name == name]
+        train, held = (
+            [
+                open_shards(folder, check_tokens=False)
+                for rank in ranks
+                if (folder := part_folder(parts, part, rank)).exists()
+            ]
+            for part in ("train", "heldout")
+        )
+        heldout += held
+        if train:
+            merged = merge_shards(train, fresh / "shards" / name)
+            if manual_tokens:
+                _write_manuals(merged, fresh / "manuals" / name, parts, extracted, ranks, manual_tokens, made)
+    if not (fresh / "shards").exists():
+        raise ValueError("no document was kept: look at work/*/dropped and loosen the recipe")
+    if heldout:
+        merge_shards(heldout, fresh / "heldout")
+    for name in ("tokenizer", "shards", "manuals", "heldout"):
         shutil.rmtree(out / name, ignore_errors=True)
         if (fresh / name).exists():
             (fresh / name).rename(out / name)
     shutil.rmtree(fresh)
-    folders = [*sorted((out / "shards").iterdir()), *([out / "heldout"] if (out / "heldout").exists() else [])]
-    return [open_shards(folder, check_tokens=False) for folder in folders]
+    written = [*sorted((out / "shards").iterdir()), *sorted(out.glob("manuals/*")), *out.glob("heldout")]
+    return [open_shards(folder, check_tokens=False) for folder in written]
 
 
-def _merged(counts: Sequence[Any]) -> list[Any]:
-    """One count a source and language: training and held-out together."""
+def _write_manuals(
+    shards: TokenShards, out: Path, parts: Path, extracted: Path, ranks: Sequence[int], most: int, tokenizer: Tokenizer
+) -> None:
+    """The documents of a source that name each other as next, joined; nothing if none do."""
+    ids = [name for rank in ranks for name in read_note(parts, "train_ids", rank)]
+    following: dict[str, str] = {}
+    for rank in ranks:
+        following |= read_note(extracted, "following", rank)
+    places, lengths = {name: place for place, name in enumerate(ids)}, np.diff(shards.offsets)
+    chains = ([places[page] for page in chain if page in places] for chain in reading_orders(following))
+    manuals = [manual for chain in chains for manual in cut_to_size(chain, lengths, most)]
+    if manuals:
+        join_documents(shards, manuals, tokenizer.encode("\n"), out, f"{out.name}/manuals")
+
+
+def _counts(shards: Sequence[TokenShards], is_whole: bool) -> list[Any]:
+    """One count a source and language, training and held-out together; of whole manuals or of all else."""
     merged: dict[str, Any] = {}
-    for count in counts:
+    chosen = [each for each in shards if (each.path.parent.name == "manuals") == is_whole]
+    for count in (count for each in chosen for count in each.metadata.sources):
         there = merged.get(count.source)
         sums = {
             key: getattr(count, key) + (getattr(there, key) if there else 0)

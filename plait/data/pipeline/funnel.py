@@ -8,20 +8,24 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 
 from plait.data.shards import SourceCount
 
 STEPS = (
     "extract", "program text", "language", "quality", "repetition", "personal data", "duplicates", "boilerplate",
-    "contamination",
+    "mixed languages", "contamination",
 )  # fmt: skip
 _SHOWN = 3  # samples a reason
 
 
-def make_funnel(books: Iterable[dict[str, Any]], tokens: Iterable[SourceCount]) -> dict[str, Any]:
-    """All tasks' books in one. Tokens of what was dropped were never counted: they are characters times the ratio of
-    what was kept of the same language. Raises AssertionError if a document is neither out nor dropped with a reason.
+def make_funnel(
+    books: Iterable[dict[str, Any]], tokens: Iterable[SourceCount], manuals: Iterable[SourceCount] = ()
+) -> dict[str, Any]:
+    """All tasks' books in one. `manuals` are made of documents that are in `tokens`, and add nothing to them.
+
+    Tokens of what was dropped were never counted: they are characters times the ratio of what was kept of the same
+    language. Raises AssertionError if a document is neither out nor dropped with a reason.
     """
     counts: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
     reasons: dict[tuple[str, str, str, str], list[int]] = defaultdict(lambda: [0, 0])
@@ -50,6 +54,7 @@ def make_funnel(books: Iterable[dict[str, Any]], tokens: Iterable[SourceCount]) 
         "tokens_kept": sum(count.n_tokens for count in kept),
         "steps": steps,
         "kept": [{**vars(count)} for count in kept],
+        "manuals": [{**vars(count)} for count in manuals],
         "samples": [s for each in samples.values() for s in _varied(each)],
     }
 
@@ -123,7 +128,8 @@ def _varied(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def funnel_table(funnel: dict[str, Any]) -> RenderableType:
     """For a terminal: the steps, and what was kept of each source and language."""
-    steps = Table("step", "documents in", "out", "dropped", "≈ tokens out", "most frequent reasons", title="funnel")
+    first = Column("step", no_wrap=True)
+    steps = Table(first, "documents in", "out", "dropped", "≈ tokens out", "most frequent reasons", title="funnel")
     for step in funnel["steps"]:
         reasons = ", ".join(f"{each['reason']} {each['documents']:,}" for each in step["reasons"][:3])
         numbers = (f"{step[key]:,}" for key in ("documents_in", "documents_out", "documents_dropped", "tokens_out"))
@@ -132,7 +138,12 @@ def funnel_table(funnel: dict[str, Any]) -> RenderableType:
     for count in funnel["kept"]:
         ratio = count["n_tokens"] / max(1, count["n_characters"])
         kept.add_row(count["source"], f"{count['n_documents']:,}", f"{count['n_tokens']:,}", f"{ratio:.3f}")
-    return Group(steps, kept)
+    if not funnel["manuals"]:
+        return Group(steps, kept)
+    manuals = Table("source", "manuals", "tokens", title="whole manuals, of the same pages")
+    for count in funnel["manuals"]:
+        manuals.add_row(count["source"].partition("/")[0], f"{count['n_documents']:,}", f"{count['n_tokens']:,}")
+    return Group(steps, kept, manuals)
 
 
 _STYLE = """
@@ -165,6 +176,7 @@ def funnel_page(funnel: dict[str, Any], name: str) -> str:
         + _steps_section(funnel)
         + _groups_section(funnel, "by_source", "Sources")
         + _groups_section(funnel, "by_language", "Languages")
+        + _kept_section(funnel)
         + _samples_section(funnel)
     )
     return (
@@ -199,13 +211,36 @@ def _groups_section(funnel: dict[str, Any], group: str, title: str) -> str:
             cells.append("<td>" if one is None else _passed(one))
         rows.append(f"<tr><td>{html.escape(name or '(not known yet)')}{''.join(cells)}")
     head = "<tr><th>" + "".join(f"<th>{step['step']}" for step in steps)
-    note = "<p class=note>Documents that passed, and below them those that did not.</p>"
+    note = "<p class=note>Documents that passed, below them those that did not, and the tokens that passed.</p>"
     return f"<h2>{title}</h2>{note}<div class=scroll><table>{head}{''.join(rows)}</table></div>"
 
 
 def _passed(one: dict[str, int]) -> str:
     lost = f"−{one['documents_dropped']:,}" if one["documents_dropped"] else "&nbsp;"
-    return f"<td>{one['documents_out']:,}<br><span class=note>{lost}</span>"
+    return f"<td>{one['documents_out']:,}<br><span class=note>{lost}<br>{_thousands(one['tokens_out'])}</span>"
+
+
+def _thousands(tokens: int) -> str:
+    """1,234,567 -> 1,235K."""
+    return f"{tokens / 1000:,.0f}K" if tokens >= 10_000 else f"{tokens / 1000:.1f}K"
+
+
+def _kept_section(funnel: dict[str, Any]) -> str:
+    """What the shards hold, by source and language, and the whole manuals beside them."""
+    parts = ["<h2>Kept</h2>", _counts_table(funnel["kept"], "source/language")]
+    if funnel["manuals"]:
+        parts.append("<h2>Whole manuals</h2><p class=note>The same pages, joined in the order they name as next.</p>")
+        parts.append(_counts_table(funnel["manuals"], "source"))
+    return "".join(parts)
+
+
+def _counts_table(counts: list[dict[str, Any]], of: str) -> str:
+    rows = "".join(
+        f"<tr><td>{html.escape(count['source'])}<td>{count['n_documents']:,}<td>{count['n_tokens']:,}"
+        f"<td>{count['n_tokens'] / max(1, count['n_characters']):.3f}"
+        for count in counts
+    )
+    return f"<div class=scroll><table><tr><th>{of}<th>documents<th>tokens<th>tokens per character{rows}</table></div>"
 
 
 def _number(value: int) -> str:

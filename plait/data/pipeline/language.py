@@ -25,7 +25,7 @@ def _identifier() -> Any:
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:
-        raise ValueError("language identification needs py3langid: pip install plait[data]") from None
+        raise ValueError("language identification needs py3langid: pip install 'plait[data]'") from None
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     identifier.set_languages(KNOWN)
     return identifier
@@ -38,6 +38,31 @@ def language_of(text: str) -> tuple[str, float]:
         return "", 0.0
     language, score = _identifier().classify(sample)
     return str(language), float(score)
+
+
+def share_in(text: str, language: str) -> float:
+    """How much of the prose of up to six paragraphs, spread over the text, is in `language`; 1.0 where none says so.
+
+    Half-translated pages pass as whole: here their paragraphs in another language count. Paragraphs of less than 60
+    characters, and those the identifier is not sure of, say nothing.
+    """
+    blocks = (" ".join(_NOT_PROSE.sub(" ", block).split()) for block in _spread(text.split("\n\n")))
+    prose = [block[:_PARAGRAPH] for block in blocks if len(block) >= _LEAST_PARAGRAPH]
+    step = max(1, len(prose) / _PARAGRAPHS)
+    own = other = 0
+    for block in (prose[int(k * step)] for k in range(min(len(prose), _PARAGRAPHS))):
+        found, score = _identifier().classify(block)
+        if score >= _SURE:
+            own, other = own + len(block) * (found == language), other + len(block) * (found != language)
+    return own / (own + other) if own + other else 1.0
+
+
+_PARAGRAPHS, _PARAGRAPH, _LEAST_PARAGRAPH, _SURE = 6, 240, 60, 0.9
+
+
+def _spread(blocks: list[str]) -> list[str]:
+    """At the most 64 of the blocks, from all over them."""
+    return blocks[:: max(1, len(blocks) // 64)]
 
 
 def _sample(text: str) -> str:

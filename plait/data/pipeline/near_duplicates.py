@@ -43,7 +43,7 @@ def run_hashes(words: np.ndarray, n: int) -> np.ndarray:
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
-    """The finalizer of splitmix64: every bit in depends on every bit out."""
+    """The finalizer of splitmix64: every bit out depends on every bit in."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -49,12 +49,18 @@ class Source:
 @dataclass(frozen=True)
 class Languages:
     """`keep`: ISO 639-1 codes, or empty for all. `min_score`: the identifier's probability, below which no language is
-    certain enough (by profile).
+    certain enough (by profile). `min_share`: of a document's prose that must be in its language.
     """
 
     keep: tuple[str, ...] = PAPER_LANGUAGES
     min_score_web: float = 0.65
     min_score_docs: float = 0.3
+    min_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("min_score_web", "min_score_docs", "min_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"languages.{name}={getattr(self, name)} must be between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -98,14 +104,19 @@ class Contamination:
 
 @dataclass(frozen=True)
 class Tokens:
-    """`tokenizer`: a folder, or "train" for one of `vocab_size` trained on `training_characters` of what is kept."""
+    """`tokenizer`: a folder, or "train" for one of `vocab_size` trained on `training_characters` of what is kept.
+    `manual_tokens`: the longest whole manual (manuals.py); 0 makes none.
+    """
 
     tokenizer: str = "train"
     vocab_size: int = 32_768
     training_characters: int = 20_000_000
     heldout_share: float = 0.005  # of the documents, by a hash of their text
+    manual_tokens: int = 262_144
 
     def __post_init__(self) -> None:
+        if self.manual_tokens < 0:
+            raise ValueError(f"tokens.manual_tokens={self.manual_tokens} must not be negative; 0 makes no manuals")
         if not 0 <= self.heldout_share < 1:
             raise ValueError(f"tokens.heldout_share={self.heldout_share} must be at least 0 and less than 1")
 

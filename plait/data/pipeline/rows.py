@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -67,6 +68,23 @@ def read_objects(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as packed, zstandard.ZstdDecompressor().stream_reader(packed) as file:
         for line in io.BufferedReader(file, 1 << 20):
             yield orjson.loads(line)
+
+
+def write_note(folder: Path, kind: str, rank: int, value: Any) -> None:
+    """Something small that task `rank` found out, as JSON."""
+    path = _note_file(folder, kind, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(value), encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def read_note(folder: Path, kind: str, rank: int) -> Any:
+    return json.loads(_note_file(folder, kind, rank).read_text(encoding="utf-8"))
+
+
+def _note_file(folder: Path, kind: str, rank: int) -> Path:
+    return folder / kind / f"{rank:05d}.json"
 
 
 def task_file(folder: Path, rank: int) -> Path:

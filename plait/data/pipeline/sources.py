@@ -6,11 +6,15 @@ import fnmatch
 import gzip
 import hashlib
 import json
+import struct
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from plait.data.pipeline.debian import get_package
+from plait.data.pipeline.manuals import next_page
 from plait.data.pipeline.markup import html_to_markdown, mallard_to_markdown
 from plait.data.pipeline.program_text import language_of_code
 from plait.data.pipeline.recipe import Source
@@ -50,6 +54,7 @@ class Raw:
     error: str = ""
     detail: str = ""
     code: str = ""  # programming language
+    following: str = ""  # the name of the file that this page says is next
 
 
 def open_source(source: Source, cache: Path) -> OpenedSource:
@@ -115,15 +120,31 @@ def _hash_of(files: list[SourceFile]) -> str:
 
 
 def read_file(file: SourceFile, source: Source) -> Iterator[Raw]:
-    """The documents of a file. What can't be read is a Raw with an error: nothing is passed over."""
-    if source.kind == "jsonl":
-        yield from _jsonl(file, source)
-    elif source.kind == "parquet":
-        yield from _parquet(file, source)
-    elif source.kind == "warc":
-        yield from _warc(file, source)
-    else:
+    """The documents of a file. What can't be read is a Raw with an error: nothing is passed over. Of a file that is
+    damaged further on, the documents before that place count.
+    """
+    readers = {"jsonl": _jsonl, "parquet": _parquet, "warc": _warc}
+    if source.kind not in readers:
         yield _single(file, source)
+        return
+    try:
+        yield from readers[source.kind](file, source)
+    except _damages() as error:
+        yield Raw(f"{source.name}:{file.name}", "", file.n_bytes, "damaged file", f"{type(error).__name__}: {error}")
+
+
+def _damages() -> tuple[type[Exception], ...]:
+    """What readers raise where a file is cut short or isn't what its name says."""
+    found: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, struct.error)
+    if find_spec("pyarrow") is not None:
+        from pyarrow import ArrowException
+
+        found += (ArrowException,)
+    if find_spec("warcio") is not None:
+        from warcio.exceptions import ArchiveLoadFailed
+
+        found += (ArchiveLoadFailed,)
+    return found
 
 
 def _single(file: SourceFile, source: Source) -> Raw:
@@ -135,14 +156,14 @@ def _single(file: SourceFile, source: Source) -> Raw:
         bare = file.name
         if bare.endswith(".gz"):
             data, bare = gzip.decompress(data), bare.removesuffix(".gz")
-    except (OSError, EOFError) as error:
-        return Raw(name, "", file.n_bytes, "unreadable file", str(error))
+    except (OSError, EOFError, zlib.error) as error:
+        return Raw(name, "", file.n_bytes, "damaged file", f"{type(error).__name__}: {error}")
     if source.kind == "code":
         return _decoded(name, data, code=language_of_code(bare) or "other")
     if bare.endswith(".page"):
         return _extracted(name, data, "mallard")
     if bare.endswith(_HTML):
-        return _extracted(name, data, "html")
+        return replace(_extracted(name, data, "html"), following=next_page(data, file.name))
     return _decoded(name, data)
 
 
@@ -214,15 +235,22 @@ def _warc(file: SourceFile, source: Source) -> Iterator[Raw]:
     """
     from warcio.archiveiterator import ArchiveIterator
 
+    end = 0
     with Path(file.path).open("rb") as opened:
-        for number, record in enumerate(ArchiveIterator(opened), start=1):
+        records = ArchiveIterator(opened)
+        for number, record in enumerate(records, start=1):
             if record.rec_type not in ("response", "resource", "conversion"):
+                end = records.get_record_offset() + records.get_record_length()
                 continue  # requests and descriptions of the archive: no documents
             name = f"{source.name}:{file.name}:{number}:{record.rec_headers.get_header('WARC-Target-URI') or ''}"
             status = record.http_headers.get_statuscode() if record.http_headers else "200"
             kind = _kind_of_record(record)
             data = record.content_stream().read()
-            if status and not status.startswith("2"):
+            missing = getattr(record.raw_stream, "limit", 0)
+            end = records.get_record_offset() + records.get_record_length()
+            if missing:
+                yield Raw(name, "", len(data), "damaged record", f"{missing} bytes are missing")
+            elif status and not status.startswith("2"):
                 yield Raw(name, "", len(data), "status is not 2xx", status)
             elif "html" in kind or (not kind and data[:1024].lstrip()[:1] == b"<"):
                 yield _extracted(name, data, "html")
@@ -230,6 +258,12 @@ def _warc(file: SourceFile, source: Source) -> Iterator[Raw]:
                 yield _decoded(name, data)
             else:
                 yield Raw(name, "", len(data), "neither HTML nor text", kind or "no content type")
+    if file.n_bytes - end > _LINE_ENDS:  # the iterator ends in silence where a record has no readable beginning
+        name = f"{source.name}:{file.name}"
+        yield Raw(name, "", file.n_bytes - end, "damaged file", f"no record from byte {end} on, of {file.n_bytes}")
+
+
+_LINE_ENDS = 4  # bytes behind the last record
 
 
 def _kind_of_record(record: object) -> str:

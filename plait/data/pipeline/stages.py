@@ -6,6 +6,8 @@ the stage before wrote, and every task holds one source's documents, so tasks ar
 
 from __future__ import annotations
 
+import time
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +20,14 @@ from datatrove.pipeline.base import PipelineStep
 
 from plait.data.documents import Document
 from plait.data.pipeline.contamination import EvaluationIndex
-from plait.data.pipeline.language import language_of
+from plait.data.pipeline.language import language_of, share_in
 from plait.data.pipeline.ledger import Ledger
 from plait.data.pipeline.near_duplicates import paragraph_hashes, signature, text_hash, word_hashes
 from plait.data.pipeline.pii import scrub_pii
 from plait.data.pipeline.program_text import program_reason
 from plait.data.pipeline.quality import limits_for, quality_reason, repetition_reason
 from plait.data.pipeline.recipe import Duplicates, Languages, Source
-from plait.data.pipeline.rows import Row, RowWriter, read_rows, task_file
+from plait.data.pipeline.rows import Row, RowWriter, read_rows, task_file, write_note
 from plait.data.pipeline.sources import SourceFile, read_file
 from plait.data.shards import write_shards
 from plait.text import Tokenizer
@@ -45,14 +47,17 @@ class _Step(PipelineStep):
     """A stage: `work(rank)` does one task. datatrove asks for a generator; there is nothing to pass on."""
 
     type = "plait"
+    out: Path
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+        started = time.process_time()
         with self.track_time():
             self.work(rank)
+        write_note(self.out, "cpu_seconds", rank, round(time.process_time() - started, 3))
         yield from ()
 
-    def work(self, rank: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def work(self, rank: int) -> None: ...
 
 
 class Extract(_Step):
@@ -66,9 +71,12 @@ class Extract(_Step):
 
     def work(self, rank: int) -> None:
         task = self.tasks[rank]
+        following: dict[str, str] = {}
         with Ledger(self.out, rank) as books, RowWriter(task_file(self.out, rank)) as kept:
             for file in task.files:
                 for raw in read_file(file, task.source):
+                    if raw.following:
+                        following[raw.id] = f"{task.source.name}:{raw.following}"
                     row = Row(raw.id, raw.text, task.source.name, CODE if raw.code else "")
                     if raw.code:
                         row.meta["code"] = raw.code
@@ -77,46 +85,19 @@ class Extract(_Step):
                     else:
                         books.keep("extract", row, raw.n_bytes)
                         kept.write(row)
+        write_note(self.out, "following", rank, following)
 
 
-class Filter(_Step):
-    """Language, quality, repetition, program text, and personal data out where it is asked for."""
+@dataclass(frozen=True)
+class Judge:
+    """What prose has to pass, by its source's profile."""
 
-    name = "filter"
+    profiles: Mapping[str, str]
+    languages: Languages
+    thresholds: Mapping[str, Mapping[str, float]]
 
-    def __init__(
-        self,
-        out: Path,
-        before: Path,
-        profiles: Mapping[str, str],
-        languages: Languages,
-        thresholds: Mapping[str, Mapping[str, float]],
-        scrub: bool,
-    ) -> None:
-        super().__init__()
-        self.out, self.before, self.profiles = out, before, dict(profiles)
-        self.languages, self.thresholds, self.scrub = languages, thresholds, scrub
-
-    def work(self, rank: int) -> None:
-        with Ledger(self.out, rank) as books, RowWriter(task_file(self.out, rank)) as kept:
-            for row in read_rows(task_file(self.before, rank)):
-                steps = self._program(row) if row.language == CODE else self._prose(row)
-                for step, reason, detail in steps:
-                    if reason:
-                        books.drop(step, row, reason, detail)
-                        break
-                    books.keep(step, row)
-                else:
-                    if self.scrub:
-                        size = len(row.text)
-                        row.text, row.meta["pii"] = scrub_pii(row.text)
-                        books.keep("personal data", row, size)
-                    kept.write(row)
-
-    def _program(self, row: Row) -> Iterator[tuple[str, str, str]]:
-        yield "program text", program_reason(row.text), ""
-
-    def _prose(self, row: Row) -> Iterator[tuple[str, str, str]]:
+    def steps(self, row: Row) -> Iterator[tuple[str, str, str]]:
+        """(step, reason, detail) in order; the first with a reason ends it. Sets the row's language."""
         profile = self.profiles[row.source]
         language, score = language_of(row.text)
         row.language = language or "none"
@@ -132,6 +113,44 @@ class Filter(_Step):
         limits = limits_for(profile, language, self.thresholds)
         yield "quality", quality_reason(row.text, language, limits), ""
         yield "repetition", repetition_reason(row.text, limits), ""
+
+    def of_the_rest(self, row: Row) -> str:
+        """The same for what a step left of a document; the row keeps its language if it fails."""
+        before = row.language
+        reason = next((reason for _, reason, _ in self.steps(row) if reason), "")
+        if reason:
+            row.language = before
+        return reason
+
+
+class Filter(_Step):
+    """Language, quality, repetition, program text, and personal data out where it is asked for."""
+
+    name = "filter"
+
+    def __init__(self, out: Path, before: Path, judge: Judge, scrub: bool) -> None:
+        super().__init__()
+        self.out, self.before, self.judge, self.scrub = out, before, judge, scrub
+
+    def work(self, rank: int) -> None:
+        with Ledger(self.out, rank) as books, RowWriter(task_file(self.out, rank)) as kept:
+            for row in read_rows(task_file(self.before, rank)):
+                steps = _program_steps(row) if row.language == CODE else self.judge.steps(row)
+                for step, reason, detail in steps:
+                    if reason:
+                        books.drop(step, row, reason, detail)
+                        break
+                    books.keep(step, row)
+                else:
+                    if self.scrub:
+                        size = len(row.text)
+                        row.text, row.meta["pii"] = scrub_pii(row.text)
+                        books.keep("personal data", row, size)
+                    kept.write(row)
+
+
+def _program_steps(row: Row) -> Iterator[tuple[str, str, str]]:
+    yield "program text", program_reason(row.text), ""
 
 
 class Sign(_Step):
@@ -172,14 +191,23 @@ def signature_file(folder: Path, rank: int) -> Path:
 
 
 class Clean(_Step):
-    """Out with duplicates, with boilerplate and with what evaluation sets hold."""
+    """Out with duplicates, with boilerplate, with half-translated pages and with what evaluation sets hold."""
 
     name = "clean"
 
-    def __init__(self, out: Path, before: Path, decisions: Path, evaluation: EvaluationIndex, least_words: int) -> None:
+    def __init__(
+        self,
+        out: Path,
+        before: Path,
+        decisions: Path,
+        *,
+        evaluation: EvaluationIndex,
+        least_words: int,
+        judge: Judge,
+    ) -> None:
         super().__init__()
         self.out, self.before, self.decisions = out, before, decisions
-        self.evaluation, self.least_words = evaluation, least_words
+        self.evaluation, self.least_words, self.judge = evaluation, least_words, judge
 
     def work(self, rank: int) -> None:
         decided = np.load(self.decisions / f"{rank:05d}.npz")
@@ -195,18 +223,31 @@ class Clean(_Step):
                     books.drop("duplicates", row, reason, f"{alike:.2f} like {names[original]}")
                     continue
                 books.keep("duplicates", row)
-                size = len(row.text)
-                if row.language != CODE:
-                    row.text = without_boilerplate(row.text, first + i, known, owners, self.least_words)
-                if not row.text.strip():
-                    books.drop("boilerplate", row, "nothing but boilerplate", characters_in=size)
-                    continue
-                books.keep("boilerplate", row, size)
-                if name := self.evaluation.hit(word_hashes(row.text)):
-                    books.drop("contamination", row, "holds an evaluation item", name)
-                    continue
-                books.keep("contamination", row)
-                kept.write(row)
+                if self._stays(row, first + i, known, owners, books):
+                    kept.write(row)
+
+    def _stays(self, row: Row, document: int, known: np.ndarray, owners: np.ndarray, books: Ledger) -> bool:
+        size = len(row.text)
+        if row.language != CODE:
+            row.text = without_boilerplate(row.text, document, known, owners, self.least_words)
+        if not row.text.strip():
+            books.drop("boilerplate", row, "nothing but boilerplate", characters_in=size)
+            return False
+        if len(row.text) < size and (reason := self.judge.of_the_rest(row)):
+            books.drop("boilerplate", row, f"the rest: {reason}", characters_in=size)
+            return False
+        books.keep("boilerplate", row, size)
+        if row.language != CODE:
+            share = share_in(row.text, row.language)
+            if share < self.judge.languages.min_share:
+                books.drop("mixed languages", row, "several languages", f"{share:.0%} {row.language}")
+                return False
+            books.keep("mixed languages", row)
+        if name := self.evaluation.hit(word_hashes(row.text)):
+            books.drop("contamination", row, "holds an evaluation item", name)
+            return False
+        books.keep("contamination", row)
+        return True
 
 
 def without_boilerplate(text: str, document: int, known: np.ndarray, owners: np.ndarray, least_words: int) -> str:
@@ -239,12 +280,15 @@ class Tokenize(_Step):
         for part in ("train", "heldout"):
             folder = part_folder(self.out, part, rank)
             shutil.rmtree(folder, ignore_errors=True)
-            if any(True for _ in self._documents(rank, part)):
-                write_shards(self._documents(rank, part), tokenizer, folder)
+            ids: list[str] = []
+            if any(True for _ in self._documents(rank, part, [])):
+                write_shards(self._documents(rank, part, ids), tokenizer, folder)
+            write_note(self.out, f"{part}_ids", rank, ids)
 
-    def _documents(self, rank: int, part: str) -> Iterator[Document]:
+    def _documents(self, rank: int, part: str, ids: list[str]) -> Iterator[Document]:
         for index, row in enumerate(read_rows(task_file(self.before, rank))):
             if (part == "heldout") == is_heldout(row.text, self.heldout_share):
+                ids.append(row.id)
                 yield Document(row.text, f"{row.source}/{row.language}", index)
 
 

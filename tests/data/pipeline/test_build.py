@@ -123,6 +123,27 @@ def test_boilerplate_stays_once_whatever_the_language(built: tuple[Path, dict[st
     assert sum(BOILERPLATE in text for text in texts) == 1
 
 
+def test_what_boilerplate_leaves_is_judged_again(tmp_path: Path, make_prose: Prose) -> None:
+    """Untranslated paragraphs are boilerplate of the pages of many languages; what stays may be little, or foreign."""
+    french = "Le vieux port de la ville est calme et les bateaux sont partis ce matin avec tous les marins. " * 2
+    texts = {f"page-{k}": BOILERPLATE + "\n\n" + make_prose(k) for k in range(7)}
+    texts["little"] = BOILERPLATE + "\n\nNothing but this."
+    texts["foreign"] = BOILERPLATE + "\n\n" + french[:60]
+    texts["mixed"] = "\n\n".join([make_prose(90, 4).strip(), *[f"{french}{k}" for k in "abcd"], make_prose(91, 8)])
+    write(tmp_path / "in.jsonl", texts)
+    (tmp_path / "evaluation.jsonl").write_text(json.dumps(EVALUATION[0]) + "\n")
+    duplicates = Duplicates(similarity=0.95, boilerplate_documents=6)  # two short pages with it are much alike
+    recipe = recipe_of(tmp_path, tokens=Tokens(vocab_size=600, heldout_share=0.0), duplicates=duplicates)
+    built = build(recipe, tmp_path / "out")
+    found = fates(tmp_path, texts)
+    assert {name: found[name] for name in ("little", "foreign", "mixed")} == {
+        "little": "the rest: too short",
+        "foreign": "the rest: other language",
+        "mixed": "several languages",
+    }
+    assert built.funnel["documents_kept"] == 7
+
+
 def test_in_is_out_and_dropped_everywhere(built: tuple[Path, dict[str, str], Built]) -> None:
     folder, texts, result = built
     funnel = result.funnel
@@ -153,6 +174,10 @@ def test_the_page_and_the_manifest_say_what_happened(built: tuple[Path, dict[str
     assert (source["licence"], source["n_files"]) == ("made up", 1)
     assert len(source["sha256"]) == 64
     assert {each["folder"] for each in manifest["shards"]} == {"shards/planted", "heldout"}
+    assert manifest["evaluation"] == {"items": manifest["evaluation"]["items"], "too_short_to_look_for": 0}
+    assert manifest["evaluation"]["items"] >= len(EVALUATION)
+    assert set(manifest["cpu_seconds"]) == {"extract", "filter", "sign", "clean", "tokenize"}
+    assert all(0 < seconds < 60 for seconds in manifest["cpu_seconds"].values())
     assert json.loads((folder / "out" / "funnel.json").read_text())["documents_read"] > 0
 
 
@@ -167,6 +192,8 @@ STAGES = ["extract", "filter", "sign", "decide", "clean", "tokenizer", "tokenize
         ({"tokens": Tokens(vocab_size=800, heldout_share=0.1)}, ["tokenizer", "tokenize"]),
         ({"tokens": Tokens(vocab_size=700, heldout_share=0.2)}, ["tokenize"]),
         ({"duplicates": Duplicates(similarity=0.9)}, ["decide", "clean", "tokenizer", "tokenize"]),
+        ({"languages": Languages(keep=("en", "de"), min_share=0.4)}, ["clean", "tokenizer", "tokenize"]),
+        ({"tokens": Tokens(vocab_size=700, heldout_share=0.1, manual_tokens=0)}, []),
         ({"duplicates": Duplicates(shingle_words=4)}, ["sign", "decide", "clean", "tokenizer", "tokenize"]),
         ({"scrub_pii": True, "thresholds": {"docs": {"min_words": 15}}}, STAGES[1:]),
     ],
@@ -224,7 +251,7 @@ def test_what_cannot_be_read_is_in_the_books(tmp_path: Path, make_prose: Prose) 
         BuildRecipe("r", (Source("s", "files", path=str(folder)),), tokens=Tokens(vocab_size=600)), tmp_path / "out"
     )
     reasons = {r["reason"]: r["documents"] for r in result.funnel["steps"][0]["reasons"]}
-    assert reasons == {"empty file": 1, "not UTF-8": 1, "no text in the page": 1, "unreadable file": 1}
+    assert reasons == {"empty file": 1, "not UTF-8": 1, "no text in the page": 1, "damaged file": 1}
     assert result.funnel["documents_kept"] == 2
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from plait.data.pipeline.language import KNOWN, language_of
+from plait.data.pipeline.language import KNOWN, language_of, share_in
 from plait.data.pipeline.recipe import PAPER_LANGUAGES
 
 ARTICLE_1 = {
@@ -53,3 +53,26 @@ def test_no_words_no_language() -> None:
 def test_known_languages_hold_those_of_the_paper() -> None:
     assert set(PAPER_LANGUAGES) <= set(KNOWN)
     assert len(set(KNOWN)) == len(KNOWN)
+
+
+@pytest.mark.parametrize(("own", "other"), [("en", "de"), ("ar", "en"), ("nl", "fr")])
+def test_half_translated_texts_have_a_share(own: str, other: str) -> None:
+    assert share_in("\n\n".join([ARTICLE_1[own]] * 5), own) == 1.0
+    mixed = "\n\n".join([ARTICLE_1[own], ARTICLE_1[other]] * 4)
+    assert 0.3 < share_in(mixed, own) < 0.7
+    assert share_in("\n\n".join([ARTICLE_1[other]] * 5), own) == 0.0
+
+
+def test_where_no_paragraph_says_anything_all_is_well() -> None:
+    assert (
+        share_in(
+            "Short.\n\n12 34\n\n```\nfor i in range(10): print(i) # a long line of a programming language\n```", "en"
+        )
+        == 1.0
+    )
+    assert share_in("", "en") == 1.0
+
+
+def test_long_texts_are_sampled_from_all_over() -> None:
+    text = "\n\n".join([ARTICLE_1["en"]] * 300 + [ARTICLE_1["fr"]] * 300)
+    assert 0.3 < share_in(text, "en") < 0.7

@@ -172,3 +172,57 @@ def test_what_is_wrong_with_a_source_is_said(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Source(**wrong)  # type: ignore[arg-type]
+
+
+def damaged(whole: bytes) -> list[bytes]:
+    """Cut short, with bytes changed inside, and not what the name says."""
+    broken = bytearray(whole)
+    for place in range(len(whole) // 2, len(whole) // 2 + 24):
+        broken[place] ^= 0xFF
+    return [whole[: len(whole) * 2 // 3], bytes(broken), b"not what the name says", b""]
+
+
+@pytest.mark.parametrize("kind", ["files", "jsonl", "parquet", "warc"])
+def test_damaged_files_are_told_and_do_not_stop_a_build(kind: str, tmp_path: Path) -> None:
+    text = "".join(json.dumps({"text": f"{n * 7919} documents of text"}) + "\n" for n in range(2000))
+    name = {"files": "a.txt.gz", "jsonl": "a.jsonl.gz", "parquet": "a.parquet", "warc": "a.warc.gz"}[kind]
+    path = tmp_path / name
+    if kind == "parquet":
+        arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(arrow.table({"text": text.splitlines()}), path)
+    elif kind == "warc":
+        pytest.importorskip("warcio")
+        pages = [gzip.compress(warc_record(f"http://x/{n}", PAGE * 40)) for n in range(40)]
+        path.write_bytes(b"".join(pages))
+    else:
+        path.write_bytes(gzip.compress(text.encode()))
+    source = Source("s", kind, path=str(tmp_path))  # type: ignore[arg-type]
+    assert not any(raw.error for raw in read(source, tmp_path))
+    whole = path.read_bytes()
+    for content in damaged(whole):
+        path.write_bytes(content)
+        found = read(source, tmp_path)
+        assert found or (kind != "files" and not content)
+        errors = [(raw.error, bool(raw.detail)) for raw in found if raw.error]
+        if content:
+            assert errors, (kind, content[:30])
+        if content in damaged(whole)[:2]:
+            assert errors[-1] in (("damaged file", True), ("damaged record", True))
+
+
+def warc_record(url: str, page: str) -> bytes:
+    body = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n{page}".encode()
+    head = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {url}\r\nWARC-Record-ID: <urn:uuid:{url}>\r\n"
+    head += "WARC-Date: 2026-01-01T00:00:00Z\r\nContent-Type: application/http; msgtype=response\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body + b"\r\n\r\n"
+
+
+def test_an_archive_without_compression_that_is_cut_short(tmp_path: Path) -> None:
+    pytest.importorskip("warcio")
+    whole = b"".join(warc_record(f"http://x/{n}", PAGE) for n in range(3))
+    path = tmp_path / "a.warc"
+    path.write_bytes(whole)
+    source = Source("s", "warc", path=str(path))
+    assert [raw.error for raw in read(source, tmp_path)] == ["", "", ""]
+    path.write_bytes(whole[:-20])
+    assert [raw.error for raw in read(source, tmp_path)] == ["", "", "damaged record"]
