@@ -106,11 +106,15 @@ def measure(models: Mapping[str, ModelConfig], options: Options, say: Callable[[
 def _rows(name: str, whole: ModelConfig, method: str, options: Options) -> Iterator[dict[str, Any]]:
     from plait.paper.latency import shallow
 
-    contexts = [n for n in options.prompt_tokens if n + options.new_tokens <= whole.max_context]
+    contexts = [n for n in options.prompt_tokens if n <= whole.max_context]
     for beyond in sorted(set(options.prompt_tokens) - set(contexts)):
         reason = f"the model was made for {whole.max_context} tokens"
         yield {"model": name, "method": method, "context": beyond, "failed": reason}
-    model = _model(replace(whole, n_layers=depth(whole, options)), method, options.device)
+    if not contexts:
+        return
+    room = max(contexts) + options.new_tokens  # the answer may go past what a model was made for
+    shape = replace(whole, n_layers=depth(whole, options), max_context=max(whole.max_context, room))
+    model = _model(shape, method, options.device)
     n_layers = model.config.n_layers
     missing = whole.n_layers - n_layers
     found = _timed(model, contexts, options)

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from enum import StrEnum
 
 from plait.text.json_scanner import JsonScanner
 
@@ -45,7 +45,13 @@ class CitationsEvent:
 
 
 Event = ContentDelta | ToolCallEvent | CitationsEvent
-SectionKind = Literal["calls", "citations"]
+
+
+class SectionKind(StrEnum):
+    """What a tagged section of an answer holds."""
+
+    CALLS = "calls"
+    CITATIONS = "citations"
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class ToolCallStream:
     `sections` are content like any other text.
     """
 
-    def __init__(self, sections: Collection[SectionKind] = ("calls", "citations")) -> None:
+    def __init__(self, sections: Collection[SectionKind] = tuple(SectionKind)) -> None:
         self._tags = [tag for tag, (kind, _) in _READERS.items() if kind in sections]
         self._opening = re.compile("|".join(self._tags))
         self._pending = ""  # may be the beginning of a tag
@@ -245,9 +251,9 @@ def _read_citations(body: str) -> Sequence[CitationsEvent] | None:
 
 
 _READERS: dict[str, tuple[SectionKind, Callable[[str], Sequence[ToolCall | CitationsEvent] | None]]] = {
-    "<tool_calls>": ("calls", _read_calls),
-    "<tool_call>": ("calls", _read_one_call),
-    "<citations>": ("citations", _read_citations),
+    "<tool_calls>": (SectionKind.CALLS, _read_calls),
+    "<tool_call>": (SectionKind.CALLS, _read_one_call),
+    "<citations>": (SectionKind.CITATIONS, _read_citations),
 }
 # Numbers stay text: their values aren't needed, and int() refuses very long ones.
 _DECODER = json.JSONDecoder(parse_int=str, parse_float=str)

@@ -1,6 +1,7 @@
 """Figures 3 and 4 at the scale of a test: contexts a model has, layers that are missing, files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def test_contexts_beyond_a_model_and_failures_are_rows_with_a_reason(
 ) -> None:
     rows = figure_3.measure(Options(models=("Mixtral 8x7B",), contexts=(100, 40_000)))["rows"]
     assert [(row["context"], "failed" in row) for row in rows] == [(40_000, True), (100, False)]
+    (row,) = figure_3.measure(Options(models=("Mixtral 8x7B",), contexts=(32_769,)))["rows"]
+    assert row["failed"] == "the model was made for 32768 tokens"
 
     def broken(*given: object) -> object:
         raise RuntimeError("out of memory\nmore")
@@ -62,6 +65,15 @@ def test_the_command_measures_prints_and_writes(tmp_path: Path, capsys: pytest.C
     assert "Jamba-1.5-Mini" in out
     assert "16/16" in out
     assert main(["paper", "figure_3", "--batches", "4"]) == 2
+
+
+def test_a_prompt_may_fill_what_a_model_was_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = replace(MODELS["Jamba-1.5-Mini"], max_context=48)
+    monkeypatch.setitem(MODELS, "Jamba-1.5-Mini", small)
+    options = Options(models=("Jamba-1.5-Mini",), contexts=(48, 49), layers=16)
+    beyond, run = figure_3.measure(options)["rows"]
+    assert (beyond["context"], "failed" in beyond) == (49, True)
+    assert run["seconds"] > run["ttft_seconds"] > 0
 
 
 def test_what_can_be_asked_for() -> None:

@@ -25,7 +25,8 @@ Found = Callable[[int], dict[str, Any]]
 @pytest.fixture(scope="session")
 def found_everywhere(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
     modules = {item.module for item in request.session.items if hasattr(item, "module")}  # type: ignore[attr-defined]
-    modules = {module for module in modules if hasattr(module, "CASES")}
+    here = Path(__file__).parent
+    modules = {module for module in modules if hasattr(module, "CASES") and Path(module.__file__ or "").parent == here}
 
     @functools.cache
     def run(world: int) -> dict[str, Any]:

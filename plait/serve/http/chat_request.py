@@ -78,9 +78,9 @@ def chat_asked(body: ChatBody, service: Service, form: AnswerForm, *, max_tokens
     )
     sections: list[SectionKind] = []
     if tools and body.tool_choice != "none":
-        sections.append("calls")
+        sections.append(SectionKind.CALLS)
     if cites:
-        sections.append("citations")
+        sections.append(SectionKind.CITATIONS)
     return Asked(request, grammar, body.priority or 0, tuple(sections))
 
 
