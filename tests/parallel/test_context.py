@@ -20,9 +20,9 @@ CASES = {world: [{"name": "scan", "kind": "scan", "lengths": ROWS}] for world in
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_a_cut_mixer_equals_a_whole_one(found: Callable[[int], dict[str, Any]], world: int) -> None:
+def test_a_cut_mixer_equals_a_whole_one(found: Callable[[int, str], Any], world: int) -> None:
     """Outputs, and gradients of input and parameters, within 1e-12 in fp64."""
-    for result in found(world)["scan"]:
+    for result in found(world, "scan"):
         assert result["difference"] < 1e-12
 
 

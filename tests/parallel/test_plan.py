@@ -86,8 +86,8 @@ CASES = PARITY | {
     ("world", "case", "dtype"),
     [(world, case["name"], dtype) for world, cases in PARITY.items() for case in cases for dtype in case["dtypes"]],
 )
-def test_equals_one_process(found: Callable[[int], dict[str, Any]], world: int, case: str, dtype: str) -> None:
-    for results in found(world)[case]:
+def test_equals_one_process(found: Callable[[int, str], Any], world: int, case: str, dtype: str) -> None:
+    for results in found(world, case):
         result = results[dtype]
         for name, (value, expected) in result["parts"].items():
             assert value == pytest.approx(expected, rel=LOSS[dtype], abs=LOSS[dtype]), name
@@ -99,11 +99,11 @@ def test_equals_one_process(found: Callable[[int], dict[str, Any]], world: int, 
 
 
 @pytest.mark.parametrize("grid", MUON)
-def test_muon_steps_alike(found: Callable[[int], dict[str, Any]], grid: str) -> None:
+def test_muon_steps_alike(found: Callable[[int, str], Any], grid: str) -> None:
     """Newton-Schulz in fp32 multiplies differences of rounding: 3e-5 was seen on four slices of a matrix."""
-    for result in found(4)[f"muon_{grid}"]:
+    for result in found(4, f"muon_{grid}"):
         assert result["difference"] < 2e-4
 
 
-def test_slices_are_filled_as_those_of_a_whole_model(found: Callable[[int], dict[str, Any]]) -> None:
-    assert all(result["same"] for result in found(2)["start"])
+def test_slices_are_filled_as_those_of_a_whole_model(found: Callable[[int, str], Any]) -> None:
+    assert all(result["same"] for result in found(2, "start"))

@@ -26,8 +26,8 @@ CASES = {world: [{"name": name, "kind": "serving", **case} for name, case in MOD
 
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("name", MODELS)
-def test_serving_split_equals_whole(found: Callable[[int], dict[str, Any]], world: int, name: str) -> None:
-    for result in found(world)[name]:
+def test_serving_split_equals_whole(found: Callable[[int, str], Any], world: int, name: str) -> None:
+    for result in found(world, name):
         assert result["difference"] < TOLERANCE[MODELS[name]["dtype"]]
         assert result["held"] < 1 / world + 0.03  # norms, the router, and few KV heads are whole
 
