@@ -1,4 +1,4 @@
-"""`plait bench serve` on the model that ships: every point is complete, its counts right, its floor not beaten."""
+"""`plait bench serve` on the model that ships: every point is complete, its share that of the bytes a step reads."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from plait.bench.load import Load, figures
-from plait.bench.serve import PlanningClock, bench_engine
+from plait.bench.serve import Machine, PlanningClock, bench_engine
+from plait.bench.step_bytes import step_bytes
 from plait.cli import main
-from plait.serve.build import build
+from plait.model.checkpoint import load_model
+from plait.serve.build import build, find_model
 from plait.serve.options import EngineOptions
 
 
@@ -31,9 +33,11 @@ def test_an_engine_under_load_answers_every_request_in_full() -> None:
 
 
 def test_the_command_prints_a_point_for_each_batch_and_context(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib", reason="pictures are an extra")
+    monkeypatch.setattr(Machine, "measured", lambda device, dtype: Machine(bandwidth=2e10, flops=1e11))
+    model = load_model(find_model("demo"))
     picture = tmp_path / "serve.png"
     command = ["bench", "serve", "demo", "--batch", "1,2", "--context", "8,16", "--new-tokens", "4", "--requests", "2"]
     assert main([*command, "--json", "--plot", str(picture)]) == 0
@@ -42,7 +46,9 @@ def test_the_command_prints_a_point_for_each_batch_and_context(
         (8, 1), (8, 2), (16, 1), (16, 2),
     ]  # fmt: skip
     for point in told["points"]:
-        assert 0 < point["decode_share"] < 5  # the model fits the cache, and the bandwidth is of memory, shared
+        load, rate = point["load"], point["figures"]["decode_tokens_per_s"]
+        n_bytes = step_bytes(model, load["prompt_tokens"] + 2, load["concurrency"])
+        assert point["decode_share"] == pytest.approx(n_bytes / 2e10 * rate / load["concurrency"])
         assert point["peak_bytes"] > 0
         assert (point["prefill_share"] is None) == (point["load"]["concurrency"] > 1)
     assert told["weights"] == "int8_experts_mlp"
