@@ -148,7 +148,7 @@ def replayer() -> Callable[[Any, int, int, Any], int]:
 
 
 # What a kernel returns when an index in its arguments is out of range: the enum in src/parallel.h.
-ERRORS = ("", "a token id", "an expert id", "a state slot", "a page number")
+ERRORS = ("", "a token id", "an expert id", "a state slot", "a page number", "a bound of cu_seqlens")
 _recorder: Callable[[str, Arguments], None] | None = None  # of the tape being recorded (tape.py)
 
 

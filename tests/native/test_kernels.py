@@ -226,3 +226,28 @@ def test_the_cases_of_the_scan_reach_every_path() -> None:
     assert any(n == 16 for _, n in sizes)
     assert any(n != 16 for _, n in sizes)
     assert any(d % 16 for d, _ in sizes)
+
+
+@pytest.mark.parametrize("bounds", [[0, 3, 100], [0, 8, 3, 10], [2, 8, 10], [-1, 10]])
+def test_bounds_of_sequences_outside_the_tokens_are_refused(bounds: list[int]) -> None:
+    """Before anything is read: a kernel would follow them past its inputs."""
+    cu_seqlens = torch.tensor(bounds, dtype=torch.int32)
+    n_seqs, draws = len(bounds) - 1, torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=draws)
+
+    with pytest.raises(IndexError, match="a bound of cu_seqlens is out of range"):
+        conv.causal_conv1d(draw(10, 4), draw(4, 4), None, cu_seqlens, None)
+    with pytest.raises(IndexError, match="a bound of cu_seqlens is out of range"):
+        scan.selective_scan(
+            draw(10, 4), draw(10, 4), -draw(4, 2).exp(), draw(10, 2), draw(10, 2), draw(4), draw(10, 4), draw(4),
+            cu_seqlens, None,
+        )  # fmt: skip
+    pages, new = torch.zeros(8, 16, 2, 8), draw(10, 2, 8)
+    table = torch.arange(n_seqs, dtype=torch.int32)[:, None]
+    with pytest.raises(IndexError, match="a bound of cu_seqlens is out of range"):
+        attention.write_pages(new, new, pages, pages, table, cu_seqlens, torch.zeros(n_seqs, dtype=torch.int32))
+    assert not pages.any()
+    with pytest.raises(IndexError, match="a bound of cu_seqlens is out of range"):
+        attention.decode(new, pages, pages, table, cu_seqlens, torch.zeros(n_seqs, dtype=torch.int32))

@@ -194,6 +194,7 @@ static void join_item(void *arg, int64_t item) {
 
 KERNEL(paged_attention) {
   const attention_args *a = args;
+  if (!are_bounds(a->cu_seqlens, a->n_seqs, a->n_tokens) || a->cu_seqlens[a->n_seqs] < a->n_tokens) return BAD_BOUND;
   const int64_t longest = longest_context(a);
   if (longest < 0) return BAD_PAGE;
   attention_job job = {.a = a, .n_spans = (longest + SPAN - 1) / SPAN};

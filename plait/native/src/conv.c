@@ -129,6 +129,7 @@ static void forward_item(void *arg, int64_t item) {
 
 KERNEL(conv_forward) {
   const conv_args *a = args;
+  if (!are_bounds(a->cu_seqlens, a->n_seqs, a->tokens)) return BAD_BOUND;
   if (a->slots && !all_within(a->slots, a->n_seqs, a->n_slots)) return BAD_SLOT;
   int64_t n_threads = a->tokens * a->channels < 32768 ? 1 : a->n_threads;
   plait_for(a->n_seqs * n_groups(a), n_threads, forward_item, (void *)a);
@@ -205,6 +206,7 @@ static void add_up(void *arg, int64_t item) {
 
 KERNEL(conv_backward) {
   const conv_args *a = args;
+  if (!are_bounds(a->cu_seqlens, a->n_seqs, a->tokens)) return BAD_BOUND;
   plait_for(a->n_seqs * n_groups(a), a->n_threads, backward_item, (void *)a);
   plait_for(n_groups(a), a->n_threads, add_up, (void *)a);
   return FINE;

@@ -3,7 +3,7 @@
 #include "vec.h"
 
 typedef struct {
-  int64_t n_seqs, row, page_size, n_pages, table_stride, k_stride, v_stride, type, page_type; /* row: n_kv_heads * d_head */
+  int64_t n_tokens, n_seqs, row, page_size, n_pages, table_stride, k_stride, v_stride, type, page_type; /* row: n_kv_heads * d_head */
   const void *k, *v;        /* [tokens, row] */
   void *k_pages, *v_pages;  /* [n_pages, page_size, row] */
   const int32_t *page_table, *cu_seqlens, *context_lens;
@@ -18,6 +18,7 @@ INLINE void copy_row(const write_args *a, const void *from, int64_t at, void *to
 
 KERNEL(write_pages) {
   const write_args *a = args;
+  if (!are_bounds(a->cu_seqlens, a->n_seqs, a->n_tokens)) return BAD_BOUND;
   for (int64_t seq = 0; seq < a->n_seqs; seq++) {
     int64_t position = a->context_lens[seq];
     for (int64_t token = a->cu_seqlens[seq]; token < a->cu_seqlens[seq + 1]; token++, position++) {

@@ -12,7 +12,7 @@ typedef void (*plait_body)(void *arg, int64_t item);
 void plait_for(int64_t n_items, int64_t n_threads, plait_body body, void *arg);
 
 /* A kernel: its arguments in a struct. What it returns; an index outside its range is found before anything is read or written there. */
-enum { FINE = 0, BAD_TOKEN_ID, BAD_EXPERT_ID, BAD_SLOT, BAD_PAGE };
+enum { FINE = 0, BAD_TOKEN_ID, BAD_EXPERT_ID, BAD_SLOT, BAD_PAGE, BAD_BOUND };
 typedef int (*plait_kernel)(const void *args);
 
 /* A kernel with its arguments, as a tape holds them, and the memory that it will read once: up to two ranges, shared out over threads. */

@@ -224,6 +224,7 @@ static void add_up_channels(void *arg, int64_t item) {
 
 KERNEL(scan_backward) {
   const scan_args *a = args;
+  if (!are_bounds(a->cu_seqlens, a->n_seqs, a->tokens)) return BAD_BOUND;
   plait_for(a->n_seqs * n_items(a), a->n_threads, backward_item, (void *)a);
   plait_for((a->tokens + CHUNK - 1) / CHUNK, a->n_threads, add_up_tokens, (void *)a);
   plait_for(n_groups(a), a->n_threads, add_up_channels, (void *)a);

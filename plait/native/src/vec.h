@@ -91,6 +91,13 @@ INLINE int all_within(const int64_t *indices, int64_t n, int64_t count) {
   return fine;
 }
 
+/* Whether n sequences lie one behind the other among so many tokens, from the first token on. */
+INLINE int are_bounds(const int32_t *cu_seqlens, int64_t n, int64_t tokens) {
+  int fine = cu_seqlens[0] == 0 && cu_seqlens[n] <= tokens;
+  for (int64_t i = 0; i < n; i++) fine &= cu_seqlens[i] <= cu_seqlens[i + 1];
+  return fine;
+}
+
 INLINE float hsum(vf x) { /* a tree, the same one at every call */
   float lane[W];
   memcpy(lane, &x, sizeof lane);
@@ -181,6 +188,21 @@ INLINE void store_one(void *p, int64_t index, int type, float x) {
 #define LOG2E_LOW 1.92596299112661746887e-8f /* what LOG2E leaves out */
 #define ROUND_MAGIC 12582912.0f              /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
 
+#if defined(__AVX512F__)
+/* 2^(n + r), n a multiple of a sixteenth whose fraction is in the low bits of t, |r| <= 1/32: 1e-8 before rounding, exact at 0. The sixteenth
+ * comes out of a table, and what is left is so small that a cubic does: 5 multiplications instead of 7, and those bound the scan. (A table of
+ * 32 and a quadratic, 5e-8, gained nothing.) */
+INLINE vf exp2_sixteenths(vf t, vf n, vf r) {
+  static const float fractions[16] = {
+      1.0f, 1.0442737340927124f, 1.0905077457427979f, 1.1387885808944702f,
+      1.1892070770263672f, 1.2418577671051025f, 1.2968395948410034f, 1.3542555570602417f,
+      1.4142135381698608f, 1.4768261909484863f, 1.5422108173370361f, 1.610490322113037f,
+      1.6817928552627563f, 1.7562521696090698f, 1.8340080976486206f, 1.9152065515518188f};
+  const vf power = (vf)_mm512_permutexvar_ps((__m512i)t, _mm512_loadu_ps(fractions));
+  const vf p = vfma(r, vfma(r, splat(5.55041087e-2f), splat(2.40226507e-1f)), splat(6.93147182e-1f));
+  return (vf)_mm512_scalef_ps((__m512)vfma(power * r, p, power), (__m512)n);
+}
+#else
 /* 2^(n + r) for integral n and |r| <= 1/2: 2e-9 before rounding, exact at 0. Underflows to 0 (or a subnormal). */
 INLINE vf exp2_parts(vf n, vf r) {
   vf p = splat(1.5353362e-4f);
@@ -190,29 +212,17 @@ INLINE vf exp2_parts(vf n, vf r) {
   p = vfma(p, r, splat(2.40226477e-1f));
   p = vfma(p, r, splat(6.93147182e-1f));
   p = vfma(p, r, splat(1.0f));
-#if defined(__AVX512F__)
-  return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
-#else
   vi power = (vi)(n + splat(ROUND_MAGIC)) << 23; /* the low bits of the sum are n in two's complement */
   vf scaled = (vf)((vi)p + power);
   return vselect(n < splat(-126.0f), (vf){0}, vselect(n > splat(127.0f), splat(__builtin_inff()), scaled));
-#endif
 }
+#endif
 
-/* 2^(a*b), exact at 0, so that decays near 1 have no bias to accumulate. With AVX-512 the sixteenth that is nearest comes out of a
- * table, and what is left is so small that a cubic is right to 1e-8: 5 multiplications of 6 otherwise, and those bound the scan. A
- * quadratic and a table of 32 would save one more, but 2e-7 off in every step is too much for a state of thousands. */
+/* 2^(a*b), exact at 0, so that decays near 1 have no bias to accumulate. */
 INLINE vf exp2_product(vf a, vf b) {
 #if defined(__AVX512F__)
-  static const float fractions[16] = {
-      1.0f, 1.0442737340927124f, 1.0905077457427979f, 1.1387885808944702f,
-      1.1892070770263672f, 1.2418577671051025f, 1.2968395948410034f, 1.3542555570602417f,
-      1.4142135381698608f, 1.4768261909484863f, 1.5422108173370361f, 1.610490322113037f,
-      1.6817928552627563f, 1.7562521696090698f, 1.8340080976486206f, 1.9152065515518188f};
-  const vf magic = splat(ROUND_MAGIC / 16), x = a * b, t = x + magic, n = t - magic, r = x - n;
-  const vf power = (vf)_mm512_permutexvar_ps((__m512i)t, _mm512_loadu_ps(fractions));
-  const vf p = vfma(r, vfma(r, splat(5.55041087e-2f), splat(2.40226507e-1f)), splat(6.93147182e-1f));
-  return (vf)_mm512_scalef_ps((__m512)vfma(power * r, p, power), (__m512)n);
+  const vf magic = splat(ROUND_MAGIC / 16), x = a * b, t = x + magic, n = t - magic;
+  return exp2_sixteenths(t, n, x - n);
 #else
   vf n = vfma(a, b, splat(ROUND_MAGIC)) - splat(ROUND_MAGIC);
   return exp2_parts(n, vfma(a, b, -n));
@@ -222,9 +232,14 @@ INLINE vf exp2_product(vf a, vf b) {
 /* exp, clamped to finite results above 0 */
 INLINE vf vexp(vf x) {
   x = vmin(splat(87.0f), vmax(splat(-87.0f), x));
+#if defined(__AVX512F__)
+  const vf magic = splat(ROUND_MAGIC / 16), t = vfma(x, splat(LOG2E), magic), n = t - magic;
+  return exp2_sixteenths(t, n, vfma(x, splat(LOG2E_LOW), vfma(x, splat(LOG2E), -n)));
+#else
   vf n = vfma(x, splat(LOG2E), splat(ROUND_MAGIC)) - splat(ROUND_MAGIC);
   vf r = vfma(x, splat(LOG2E_LOW), vfma(x, splat(LOG2E), -n));
   return exp2_parts(n, r);
+#endif
 }
 
 /* 1/x of a normal number below 2^126: 1e-7. A division of 16 floats takes as long as ten products. */

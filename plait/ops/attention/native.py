@@ -83,7 +83,8 @@ def decode(
     return y
 
 
-WRITE_INTEGERS = ("n_seqs", "row", "page_size", "n_pages", "table_stride", "k_stride", "v_stride", "type", "page_type")
+WRITE_INTEGERS = ("n_tokens", "n_seqs", "row", "page_size", "n_pages", "table_stride", "k_stride", "v_stride", "type",
+                  "page_type")  # fmt: skip
 WRITE_POINTERS = ("k", "v", "k_pages", "v_pages", "page_table", "cu_seqlens", "context_lens")
 
 
@@ -102,7 +103,7 @@ def write_pages(
     where = [native.dense(t, torch.int32) for t in (page_table, cu_seqlens, context_lens)]
     n_pages, page_size = k_pages.shape[:2]
     args = WriteArgs(
-        len(where[2]), flat[0].shape[1], page_size, n_pages, where[0].shape[1], *(t.stride(0) for t in flat),
+        len(k), len(where[2]), flat[0].shape[1], page_size, n_pages, where[0].shape[1], *(t.stride(0) for t in flat),
         native.TYPES[k.dtype], native.TYPES[k_pages.dtype],
         *map(native.pointer, (*flat, k_pages, v_pages, *where)),
     )  # fmt: skip
