@@ -73,7 +73,7 @@ def measure(model: LanguageModel, tokens: list[int], decoding: list[int], static
     torch.cuda.synchronize()
     gib = (torch.cuda.memory_reserved() - before) / 2**30
     line = {"kept": static is None, "warm_up_s": round(time.perf_counter() - started, 2), "gib": round(gib, 2)}
-    print(json.dumps(line | {"why_not": runner.prefills and runner.prefills.why_not}), flush=True)
+    print(json.dumps(line | {"why_not": [graphs.why_not for graphs in runner.prefills]}), flush=True)
     for n_decoding in decoding:
         steps = Steps(runner, n_decoding)
         for n in tokens:

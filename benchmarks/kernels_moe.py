@@ -1,6 +1,7 @@
 """Times of the experts' and attention's kernels on one Hopper GPU beside their floors.
 
-    python benchmarks/kernels_moe.py [check] [mini] [dense] [shard] [one_token] [training] [attention] [--sizes 1,64]
+    python benchmarks/kernels_moe.py [check] [mini] [dense] [shard] [one_token] [layers] [training] [attention]
+        [--sizes 1,64]
 
 A layer is routing (softmax, top-k, sorting), both products and the weighted sum, replayed as one CUDA graph: median of
 do_bench, which clears L2 between repeats; random data, one uniform draw of the routing per size. A floor is the larger
@@ -50,7 +51,8 @@ def graph_us(call: Callable[[], object], rep: int = 60) -> float:
 S = gluon.Shape
 SHAPES = (  # from and to how many tokens, and the shape
     (2, 16, S(128, 8, 2, (9, 9), 1)), (2, 64, S(128, 16, 2, (8, 8), 1)), (8, 64, S(256, 16, 2, (5, 4), 1)),
-    (64, 128, S(256, 32, 1, (9, 8), 1)), (256, 8192, S(256, 128, 1, (6, 5), 16)),
+    (64, 192, S(256, 32, 1, (9, 8), 1)), (192, 512, S(256, 64, 1, (8, 7), 1, 1)),
+    (192, 640, S(256, 128, 1, (6, 5), 1)), (256, 8192, S(256, 128, 1, (6, 5), 16)),
     (256, 8192, S(256, 128, 1, (6, 5), 8)),
 )  # fmt: skip
 DENSE_SHAPES = (
@@ -251,6 +253,30 @@ def one_token(rate: float) -> list[dict]:
     return rows
 
 
+def layers(rate: float, n: int = 8) -> list[dict]:
+    """One token through n layers with weights of their own in one graph, no routing, us a layer: what serving sees,
+    where nothing clears the L2 between layers.
+    """
+    rows = []
+    for part, (n_experts, d_model, d_ff) in (("mini", MINI), ("dense", (1, *MINI[1:])), ("shard", SHARD)):
+        dense = n_experts == 1
+        experts = Experts(n if dense else n_experts, d_model, d_ff)
+        x, logits = inputs(1, experts, 1)
+        weights, _ = kernels.route(logits, 2)
+        ids = [torch.tensor([[2 * i % n_experts, (2 * i + 1) % n_experts]], device="cuda") for i in range(n)]
+        calls = []
+        for i in range(n):
+            own = tuple(t[i : i + 1] for t in experts.packed) if dense else experts.packed
+            calls.append(functools.partial(gemv.moe, x, *((None, None) if dense else (weights, ids[i])), *own))
+        us = graph_us(lambda calls=calls: [call() for call in calls]) / n
+        floor = experts.floor_us(1, 1 if dense else 2, rate)
+        rows.append({"part": f"{part}, {n} layers", "us": round(us, 2), "x_floor": round(us / floor, 3)})
+        print(json.dumps(rows[-1]), flush=True)
+        del experts, own, calls
+        torch.cuda.empty_cache()
+    return rows
+
+
 def attend(rate: float) -> list[dict]:
     """Attention of the Mini shape: every large case, each implementation that passes it."""
     rows = []
@@ -343,7 +369,7 @@ def main() -> None:
         if part == "check":
             check()
             continue
-        if part in (others := {"training": training, "one_token": one_token, "attention": attend}):
+        if part in (others := {"training": training, "one_token": one_token, "layers": layers, "attention": attend}):
             rows += others[part](rate)
             continue
         experts = Experts(*{"mini": MINI, "shard": SHARD, "dense": (1, *MINI[1:])}[part])

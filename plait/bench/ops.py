@@ -66,6 +66,8 @@ def bench_ops(
             for name in (*names, *rivals):
                 if (failure := failures[name]) is not None:
                     yield Row(ops.op, case.name, name, None, note=f"not timed: {failure}")
+                elif name in names and not ops.takes(name, case, dtype):
+                    continue
                 elif (row := _row(ops, case, name, rivals, inputs, device, ceilings)) is not None:
                     yield row
 
@@ -128,7 +130,7 @@ def _failure(ops: OpCases, name: str, device: torch.device, dtype: torch.dtype) 
     if dtype not in ops.tolerance:
         return f"no tolerance is stated for {dtype}"
     for case in ops.cases:
-        if case.large:
+        if case.large or not ops.takes(name, case, dtype):
             continue
         for what, error in ops.errors(name, replace(case, grads=()), device, dtype).items():
             if not error <= ops.tolerance[dtype]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from plait.ops.attention.cases import FORWARD, PAGED
+from plait.ops.attention.cases import FORWARD
 from plait.ops.case import Inputs, OpCases
 from plait.ops.causal_conv1d.cases import CAUSAL_CONV1D
 from plait.ops.moe.cases import EXPERT_OUTPUTS, FUSED
@@ -76,25 +76,6 @@ def _flash_attn(inputs: Inputs, loose: bool) -> Run | None:
     q, k, v, bounds = (inputs[name] for name in ("q", "k", "v", "cu_seqlens"))
     longest = int(bounds.diff().max())
     return lambda: (function(q, k, v, bounds, bounds, longest, longest, causal=True),)
-
-
-def _flashinfer_decode(inputs: Inputs, loose: bool) -> Run | None:
-    q, k_pages, table, context = (inputs[name] for name in ("q", "k_pages", "page_table", "context_lens"))
-    if len(q) != len(context) or "k_scales" in inputs:
-        return None
-    flashinfer: Any = _load("flashinfer")
-    page_size, n_kv = k_pages.shape[1:3]
-    totals = context + 1
-    counts = (totals + page_size - 1) // page_size
-    indices = torch.cat([row[:n] for row, n in zip(table, counts.tolist(), strict=True)]).int()
-    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
-        torch.empty(1 << 27, dtype=torch.uint8, device=q.device), "NHD"
-    )
-    wrapper.plan(
-        F.pad(counts.cumsum(0), (1, 0)).int(), indices, ((totals - 1) % page_size + 1).int(), q.shape[1], n_kv,
-        q.shape[2], page_size, q_data_type=q.dtype, kv_data_type=q.dtype,
-    )  # fmt: skip
-    return lambda: (wrapper.run(q, (k_pages, inputs["v_pages"])),)
 
 
 def _grouped_mm(inputs: Inputs, loose: bool) -> Run | None:
@@ -162,7 +143,6 @@ RIVALS = (
     Rival("torch flash", "torch", FORWARD, _torch_attention(SDPBackend.FLASH_ATTENTION)),
     Rival("torch cuDNN", "torch", FORWARD, _torch_attention(SDPBackend.CUDNN_ATTENTION)),
     Rival("flash_attn", "flash_attn", FORWARD, _flash_attn),
-    Rival("flashinfer", "flashinfer", PAGED, _flashinfer_decode),
     Rival("torch grouped_mm", "torch", EXPERT_OUTPUTS, _grouped_mm),
     Rival("vllm", "vllm", FUSED, _vllm_experts),
     Rival("mamba_ssm", "mamba_ssm", SELECTIVE_SCAN, _mamba_ssm, WITHOUT_STATE),

@@ -24,7 +24,8 @@ def plot(rows: Sequence[Row], bytes_per_s: float, flops_per_s: float, path: Path
         own = [point[1:] for point in shown if point[0] == op]
         axes.scatter([x for x, _ in own], [y for _, y in own], s=18, label=op)
     axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="GFLOP/s")
-    axes.legend()
+    if shown:
+        axes.legend()
     unfinished = path.with_name(f".{path.name}")
     figure.savefig(unfinished, format=path.suffix[1:] or "png", dpi=150)
     os.replace(unfinished, path)

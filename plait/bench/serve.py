@@ -7,10 +7,14 @@ prompt over its peak, both measured in the same run. Prompts are random tokens, 
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +33,10 @@ if TYPE_CHECKING:
     from plait.model.network import LanguageModel
     from plait.serve.engine import Engine
     from plait.serve.remote import RemoteEngine
+
+
+AT_ONCE = 32
+"""Answers that an engine of this process writes at once where a rate decides how many there are."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +66,25 @@ class Point:
 
 
 def bench_engine(engine: Engine | RemoteEngine, load: Load, vocab_size: int) -> list[Answered]:
-    """Run a load through an engine in this process. Raises ValueError for one with a rate: that needs a server."""
-    if load.concurrency is None:
-        raise ValueError("an engine in this process takes a concurrency; a rate needs a server's --url")
+    """Run a load through an engine that this process steps. A request of a load with a rate counts as sent when it is
+    due, also where a step is then under way.
+    """
     params = SamplingParams(temperature=0, max_tokens=load.new_tokens, ignore_eos=True)
-    prompts = iter(load.prompts(vocab_size))
+    starts = load.starts()
+    waiting = deque(zip(starts or [0.0] * load.n_requests, load.prompts(vocab_size), strict=True))
+    most = load.concurrency or load.n_requests
     under_way: dict[int, Answered] = {}
     ended: list[Answered] = []
-    while True:
-        while len(under_way) < load.concurrency and (prompt := next(prompts, None)) is not None:
-            under_way[engine.add(Request(tuple(prompt), params, is_private=True))] = Answered(time.perf_counter())
+    begin = time.perf_counter()
+    while waiting or under_way:
+        now = time.perf_counter()
+        while waiting and len(under_way) < most and begin + waiting[0][0] <= now:
+            start, prompt = waiting.popleft()
+            sent = time.perf_counter() if starts is None else begin + start
+            under_way[engine.add(Request(tuple(prompt), params, is_private=True))] = Answered(sent)
         if not under_way:
-            return ended
+            time.sleep(begin + waiting[0][0] - now)
+            continue
         outputs = engine.step()
         now = time.perf_counter()
         for output in outputs:
@@ -79,6 +94,7 @@ def bench_engine(engine: Engine | RemoteEngine, load: Load, vocab_size: int) -> 
             answered.error = output.error
             if output.finish_reason is not None:
                 ended.append(under_way.pop(output.request))
+    return ended
 
 
 def bench_points(
@@ -113,9 +129,9 @@ def bench_shared(engine: RemoteEngine, loads: Sequence[Load], vocab_size: int) -
 
 
 def _warm_up(engine: Engine | RemoteEngine, load: Load, vocab_size: int) -> None:
-    assert load.concurrency is not None
-    n_warm = min(load.n_requests, load.concurrency)
-    bench_engine(engine, replace(load, n_requests=n_warm, new_tokens=min(4, load.new_tokens), seed=-1), vocab_size)
+    n_warm = min(load.n_requests, load.concurrency or AT_ONCE)
+    warm = replace(load, n_requests=n_warm, new_tokens=min(4, load.new_tokens), seed=-1, concurrency=n_warm, rate=None)
+    bench_engine(engine, warm, vocab_size)
 
 
 def weights_of(model: LanguageModel) -> str:
@@ -142,10 +158,10 @@ class PlanningClock:
             setattr(owner, name, self._timed(getattr(owner, name)))
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any) -> Any:
+        def run(*args: Any, **named: Any) -> Any:
             begin = time.perf_counter()
             try:
-                return function(*args)
+                return function(*args, **named)
             finally:
                 self._busy += time.perf_counter() - begin
 
@@ -196,7 +212,7 @@ def as_json(points: Sequence[Point]) -> list[dict[str, Any]]:
     return [asdict(point) for point in points]
 
 
-def plot(points: Sequence[Point], path: str, title: str) -> None:
+def plot(points: Sequence[Point], path: Path, title: str) -> None:
     """Tokens a second and latencies over concurrency (or rate), a line for each context, as a PNG file."""
     from matplotlib.figure import Figure
 
@@ -205,7 +221,7 @@ def plot(points: Sequence[Point], path: str, title: str) -> None:
     panels = (
         ("new tokens per second", lambda p: p.figures.decode_tokens_per_s or p.figures.new_tokens_per_s),
         ("time to first token, ms (median)", lambda p: p.figures.ttft_ms["p50"]),
-        ("between tokens, ms (median, to p99)", lambda p: p.figures.itl_ms.get("p50")),
+        ("between tokens, ms (median, to p99)", lambda p: p.figures.itl_ms.get("p50", math.nan)),
     )
     by_context: dict[int, list[Point]] = {}
     for point in points:
@@ -215,7 +231,7 @@ def plot(points: Sequence[Point], path: str, title: str) -> None:
             xs = [p.load.concurrency or p.load.rate for p in series]
             ax.plot(xs, [value(p) for p in series], marker="o", label=f"{context:,} tokens in")
             if "p99" in label:
-                tops = [p.figures.itl_ms.get("p99", 0.0) for p in series]
+                tops = [p.figures.itl_ms.get("p99", math.nan) for p in series]
                 ax.fill_between(xs, [value(p) for p in series], tops, alpha=0.15)
         ax.set_xlabel("requests at once" if points[0].load.concurrency else "requests per second")
         ax.set_title(label, fontsize=10)
@@ -225,4 +241,6 @@ def plot(points: Sequence[Point], path: str, title: str) -> None:
             ax.set_xscale("log", base=2)
     axes[0].legend(fontsize=8)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=140)
+    unfinished = path.with_name(f".{path.name}")
+    figure.savefig(unfinished, format=path.suffix[1:] or "png", dpi=140)
+    os.replace(unfinished, path)

@@ -149,10 +149,13 @@ def _packed_jobs() -> Iterator[Job]:
     pool = [
         Shape(128, 8, 2, (9, 9), 1), Shape(256, 16, 2, (5, 4), 1), Shape(128, 16, 2, (8, 8), 1),
         Shape(256, 32, 1, (9, 8), 1), Shape(128, 32, 2, (6, 6), 1), Shape(128, 64, 2, (6, 5), 1),
-        Shape(256, 64, 1, (8, 6), 1), Shape(128, 128, 1, (8, 6), 4), Shape(256, 128, 1, (6, 5), 1),
+        Shape(256, 64, 1, (8, 7), 1, 1), Shape(128, 128, 1, (8, 6), 4), Shape(256, 128, 1, (6, 5), 1),
         Shape(256, 128, 1, (6, 5), 4), Shape(256, 128, 1, (6, 5), 8), Shape(256, 128, 1, (6, 5), 16),
     ]  # fmt: skip
-    counts = {MINI: (8, 64, 128, 512, 1024, 2048, 8192), SHARD: (8, 64, 512, 4096), DENSE: (8, 64, 256, 512)}
+    counts = {
+        MINI: (8, 64, 128, 192, 256, 384, 512, 1024, 2048, 8192), SHARD: (8, 64, 192, 256, 384, 512, 4096),
+        DENSE: (8, 64, 256, 512),
+    }  # fmt: skip
     for sizes, tokens in counts.items():
         n_experts, top_k, d_model, d_ff = sizes
         for n in tokens:

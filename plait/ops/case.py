@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from plait.ops.dispatch import Implementation, force
+from plait.ops.dispatch import Implementation, anything, force
 
 Inputs = dict[str, Any]
 
@@ -57,6 +58,14 @@ class OpCases:
     tolerance: Mapping[torch.dtype, float]
     grad_tolerance: Mapping[torch.dtype, float] = field(default_factory=dict)
     keep: tuple[str, ...] = ()
+
+    def takes(self, implementation: str, case: Case, dtype: torch.dtype) -> bool:
+        """Whether the implementation takes inputs of this case's types and sizes, which are not made for that."""
+        why_not_these = self.implementations[implementation].why_not_these
+        if why_not_these is anything:
+            return True
+        with FakeTensorMode():
+            return why_not_these(self.cast(case.inputs(torch.Generator()), "cpu", dtype)) is None
 
     def cast(self, inputs: Inputs, device: torch.device | str, dtype: torch.dtype) -> Inputs:
         def one(name: str, value: Any) -> Any:

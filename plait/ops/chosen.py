@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import torch
 
-from plait.ops import attention, causal_conv1d, linear, moe, rms_norm, selective_scan
+from plait.ops import attention, causal_conv1d, hopper, linear, moe, rms_norm, selective_scan
 from plait.ops.dispatch import Implementation
 
 OPS: dict[str, dict[str, Implementation]] = {
@@ -29,10 +29,13 @@ def chosen(device: torch.device | str, dtype: torch.dtype) -> dict[str, str]:
 
 
 def sentence(device: torch.device | str, dtype: torch.dtype) -> str:
-    """`kernels: selective_scan native, …`, with the reason if this device's own kernels can't run."""
+    """`kernels: selective_scan native, …`, with the reason if kernels made for this device can't run."""
+    device = torch.device(device)
     names = chosen(device, dtype)
     text = "kernels: " + ", ".join(f"{op} {name}" for op, name in names.items())
-    own = "native" if torch.device(device).type == "cpu" else "triton"
+    if hopper.is_hopper(device) and (reason := hopper.wrong_version()):
+        text += f" (the kernels in Gluon, for this GPU, are left out: {reason})"
+    own = "native" if device.type == "cpu" else "triton"
     if own == names["selective_scan"] or names["selective_scan"] == "gluon":
         return text
     reason = OPS["selective_scan"][own].why_not(torch.empty(0, dtype=dtype, device=device))

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -22,16 +23,23 @@ from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
 HAS_TRITON = find_spec("triton") is not None
-
-
-class Implementation(NamedTuple):
-    run: Callable[..., Any]
-    why_not: Callable[[Tensor], str | None]  # None: it can run this tensor; otherwise the reason it can't
+PARTS_OF_MOE = {"moe_combine", "moe_route"}
 
 
 def anywhere(_: Tensor) -> None:
     """For implementations in plain PyTorch."""
     return
+
+
+def anything(_: Mapping[str, Any]) -> None:
+    """For implementations that take whatever the op takes."""
+    return
+
+
+class Implementation(NamedTuple):
+    run: Callable[..., Any]
+    why_not: Callable[[Tensor], str | None]  # None: it can run this tensor; otherwise the reason it can't
+    why_not_these: Callable[[Mapping[str, Any]], str | None] = anything  # of all inputs by name: these `run` refuses
 
 
 def why_not_triton(probe: Tensor, dtypes: Collection[torch.dtype]) -> str | None:
@@ -74,8 +82,15 @@ def _parse(setting: str) -> dict[str, str]:
             raise ValueError(
                 f"PLAIT_OPS={setting!r}: {item!r} must be OP=IMPLEMENTATION, for example selective_scan=chunked"
             )
+        if op.strip() not in _ops():
+            raise ValueError(f"PLAIT_OPS={setting!r}: there is no op {op.strip()!r}; there are {', '.join(_ops())}")
         choices[op.strip()] = name.strip()
     return choices
+
+
+def _ops() -> list[str]:
+    """Those that can be forced: each folder here is one, and a mixture's routing and sums go by themselves."""
+    return sorted({made.parent.name for made in Path(__file__).parent.glob("*/reference.py")} | PARTS_OF_MOE)
 
 
 _forced: ContextVar[dict[str, str] | None] = ContextVar("plait_forced_ops", default=None)

@@ -7,8 +7,10 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +71,25 @@ class Box(NamedTuple):
         )
 
 
+class _Instead(threading.local):
+    taker: Callable[..., None] | None = None
+
+
+_INSTEAD = _Instead()
+
+
+@contextmanager
+def instead_of_launches(taker: Callable[..., None]) -> Iterator[None]:
+    """Within the block, in this thread, no kernel is launched: taker(kernel, grid, *arguments, **constants) is called
+    instead.
+    """
+    before, _INSTEAD.taker = _INSTEAD.taker, taker
+    try:
+        yield
+    finally:
+        _INSTEAD.taker = before
+
+
 class Kernel:
     """kernel[grid](*arguments, **constants) of a Triton kernel, launched directly where such a call was made before.
 
@@ -78,13 +99,27 @@ class Kernel:
     kernels take addresses for tensors.
     """
 
+    used: ClassVar[dict[Kernel, None]] = {}  # all that were ever called, in the order of their first calls
+
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
         self._specialized = tuple(not parameter.do_not_specialize for parameter in kernel.params)
         self._ready: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 
+    @property
+    def module(self) -> str:
+        return self.kernel.fn.__module__
+
+    @property
+    def name(self) -> str:
+        return self.kernel.fn.__name__
+
+    def note_use(self) -> None:
+        self.used[self] = None
+
     def __getitem__(self, grid: tuple[int, ...]) -> functools.partial[None]:
-        return functools.partial(self._launch, grid)
+        taker = _INSTEAD.taker
+        return functools.partial(self._launch, grid) if taker is None else functools.partial(taker, self, grid)
 
     def _launch(self, grid: tuple[int, ...], /, *arguments: Any, **constants: Any) -> None:
         driver = _driver()
@@ -123,6 +158,7 @@ class Kernel:
         self, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any], key: tuple[Any, ...]
     ) -> None:
         """Launch Triton's way, and remember what it compiled under `key`."""
+        self.note_use()
         full = [argument.descriptor() if type(argument) is Box else argument for argument in arguments]
         compiled = self.kernel[grid](*full, **constants)
         names = self.kernel.arg_names[len(arguments) :]

@@ -44,7 +44,9 @@ def setting(op: str, device: torch.device, sizes: tuple[int, ...], tokens: int) 
 
 
 def nearest(measured: dict[str, Any], tokens: int) -> Any:
-    """The setting of the token count nearest to `tokens` by ratio, or None if that is 2 or more."""
+    """The setting of the token count nearest to `tokens` by ratio, or None if that is 2 or more, or for no tokens."""
+    if tokens == 0:
+        return None
     best = min((int(n) for n in measured), key=lambda n: max(n, tokens) / min(n, tokens), default=0)
     return measured[str(best)] if best and max(best, tokens) < 2 * min(best, tokens) else None
 

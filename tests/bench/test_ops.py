@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from plait.bench import ops as bench
@@ -75,3 +76,16 @@ def test_the_command_writes_each_row_as_soon_as_it_is_there(monkeypatch, tmp_pat
     monkeypatch.setattr(bench, "left_out", lambda *_: [])
     assert main(["bench", "ops", "rms_norm", "--json", "--rows", str(tmp_path / "rows.jsonl")]) == 0
     assert len(json.loads(capsys.readouterr().out)["rows"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--tuned", "x.json"], "give --tune too"),
+        (["--plot", "no/such/folder/r.png"], "there is no folder no/such/folder"),
+        (["no_such_op"], "no op 'no_such_op'"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "ops", *arguments]) == 2
+    assert told in capsys.readouterr().err

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from plait.bench.load import Load, figures
-from plait.bench.serve import Machine, PlanningClock, bench_engine
+from plait.bench.load import Answered, Load, figures
+from plait.bench.serve import Machine, PlanningClock, Point, bench_engine, plot
 from plait.bench.step_bytes import step_bytes
 from plait.cli import main
 from plait.model.checkpoint import load_model
@@ -28,8 +28,17 @@ def test_an_engine_under_load_answers_every_request_in_full() -> None:
     result = figures(load, answered)
     assert result.n_failed == 0
     assert result.new_tokens_per_s == pytest.approx(42 / result.seconds)
-    with pytest.raises(ValueError, match="concurrency"):
-        bench_engine(built.engine, Load(4, 2, 1, rate=1.0), 50)
+
+
+def test_requests_that_come_at_a_rate_wait_for_nobody() -> None:
+    built = build(EngineOptions("demo", max_context=64, max_running=8, cache_tokens=512, prefix_cache=False))
+    load = Load(9, 5, 6, rate=20.0)
+    answered = bench_engine(built.engine, load, built.model.config.vocab_size)
+    assert [a.n_tokens for a in answered] == [5] * 6
+    sent = sorted(a.sent for a in answered)
+    assert [moment - sent[0] for moment in sent] == pytest.approx(load.starts())  # also where a step was under way
+    assert all(a.ttft_ms > 0 for a in answered)
+    assert built.engine.is_idle
 
 
 def test_the_command_prints_a_point_for_each_batch_and_context(
@@ -55,10 +64,23 @@ def test_the_command_prints_a_point_for_each_batch_and_context(
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_answers_of_one_token_have_no_time_between_tokens(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures are an extra")
+    load = Load(5, 1, 2, concurrency=2)
+    points = [Point(load, figures(load, [Answered(0.0, [(1.0, 1)]), Answered(0.0, [(2.0, 1)])]))]
+    plot(points, tmp_path / "serve.png", "one token")
+    assert [path.name for path in tmp_path.iterdir()] == ["serve.png"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--rate", "2"], "--url"),
+        (["--rate", "0"], "rate=0"),
+        (["--requests", "0"], "n_requests=0"),
+        (["--shared", "5"], "--shared is for servers"),
+        (["--layers", "2"], "--layers is of --dummy weights"),
+        (["--url", "http://127.0.0.1:1/v1", "--quantize", "experts_int8"], "--quantize is not told to a server"),
+        (["--plot", "no/such/folder/serve.png"], "there is no folder no/such/folder"),
         (["--batch", "one"], "--batch 'one'"),
         (["--url", "http://127.0.0.1:1/v1"], "--vocab-size"),
         (["--batch", "0"], "concurrency=0"),

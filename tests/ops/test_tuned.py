@@ -13,7 +13,7 @@ MEASURED = {"8": "a", "64": "b", "128": "c"}
 
 
 @pytest.mark.parametrize(("tokens", "found"), [(8, "a"), (15, "a"), (16, None), (5, "a"), (4, None), (80, "b"),
-                                               (91, "c"), (128, "c"), (255, "c"), (256, None)])  # fmt: skip
+                                               (91, "c"), (128, "c"), (255, "c"), (256, None), (0, None)])  # fmt: skip
 def test_the_nearest_measured_count_counts_if_it_is_near(tokens: int, found: str | None) -> None:
     assert tuned.nearest(MEASURED, tokens) == found
     assert tuned.nearest({}, tokens) is None

@@ -7,8 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.ops.attention import cudnn, native, reference, sdpa
+from plait.ops.attention import cudnn, flashinfer, native, reference, sdpa
 from plait.ops.dispatch import Implementation, anywhere, lazily, pick, why_not_triton
+from plait.ops.shapes import Shapes
+
+_QUERIES, _KEYS = {"q": "tokens n_heads d_head"}, "tokens n_kv_heads d_head"
+_PAGES = dict.fromkeys(("k_pages", "v_pages"), "n_pages page_size n_kv_heads d_head")
+_SCALES = dict.fromkeys(("k_scales", "v_scales"), "n_pages page_size n_kv_heads")
+_WHERE = {"page_table": "n_seqs max_pages", "cu_seqlens": "n_seqs+1", "context_lens": "n_seqs"}
+_ATTENTION = Shapes("attention", **_QUERIES, k=_KEYS, v=_KEYS, cu_seqlens="n_seqs+1")
+_PAGED = Shapes("paged_attention", **_QUERIES, **_PAGES, **_WHERE, **_SCALES)
+_WRITE = Shapes("write_pages", k=_KEYS, v=_KEYS, **_PAGES, **_WHERE, **_SCALES)
 
 
 def _why_not_triton(q: Tensor) -> str | None:
@@ -45,6 +54,7 @@ def _native_write_pages(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, 
 IMPLEMENTATIONS = {
     "triton": Implementation(lazily("plait.ops.attention.triton", "attention"), _why_not_triton),
     "sdpa": Implementation(sdpa.attention, anywhere),
+    "flashinfer": Implementation(flashinfer.attention, flashinfer.why_not, flashinfer.why_not_these),
     "reference": Implementation(reference.attention, anywhere),
 }
 PAGED_IMPLEMENTATIONS = {
@@ -52,13 +62,16 @@ PAGED_IMPLEMENTATIONS = {
     "cudnn": Implementation(cudnn.paged_attention, _why_not_cudnn),
     "native": Implementation(_native_paged_attention, native.why_not),
     "sdpa": Implementation(sdpa.paged_attention, anywhere),
+    "flashinfer": Implementation(flashinfer.paged_attention, flashinfer.why_not, flashinfer.why_not_these),
     "reference": Implementation(reference.paged_attention, anywhere),
 }
 
+_triton_write_pages = lazily("plait.ops.attention.triton", "write_pages")
 WRITE_IMPLEMENTATIONS = {
-    "triton": Implementation(lazily("plait.ops.attention.triton", "write_pages"), _why_not_triton),
+    "triton": Implementation(_triton_write_pages, _why_not_triton),
     **{name: Implementation(_native_write_pages, anywhere) for name in ("cudnn", "native")},
     **{name: Implementation(reference.write_pages, anywhere) for name in ("sdpa", "reference")},
+    "flashinfer": Implementation(_triton_write_pages, flashinfer.why_not),
 }
 
 
@@ -73,7 +86,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor, bounds: li
         from plait.ops.compiled import ATTENTION
 
         return ATTENTION(q, k, v, cu_seqlens)[0]
-    return pick("attention", IMPLEMENTATIONS, q)(q, k, v, cu_seqlens, bounds)
+    _ATTENTION.check(q, k, v, cu_seqlens)
+    _check_heads(q, k.shape[1])
+    probe = next((t for t in (q, k, v) if t.requires_grad), q)  # k's or v's gradient alone may be wanted
+    return pick("attention", IMPLEMENTATIONS, probe)(q, k, v, cu_seqlens, bounds)
 
 
 def paged_attention(
@@ -96,6 +112,8 @@ def paged_attention(
     numbers, where the caller has them; otherwise long chunks on a GPU wait to read them.
     """
     _check_scales(k_pages, k_scales, v_scales)
+    _PAGED.check(q, k_pages, v_pages, page_table, cu_seqlens, context_lens, k_scales, v_scales)
+    _check_heads(q, k_pages.shape[2])
     run = pick("attention", PAGED_IMPLEMENTATIONS, q)
     return run(q, k_pages, v_pages, page_table, cu_seqlens, context_lens, k_scales, v_scales, on_host)
 
@@ -117,6 +135,7 @@ def write_pages(
     Mutates k_pages and v_pages, and their scales.
     """
     _check_scales(k_pages, k_scales, v_scales)
+    _WRITE.check(k, v, k_pages, v_pages, page_table, cu_seqlens, context_lens, k_scales, v_scales)
     run = pick("attention", WRITE_IMPLEMENTATIONS, k)
     run(k, v, k_pages, v_pages, page_table, cu_seqlens, context_lens, k_scales, v_scales)
 
@@ -124,3 +143,8 @@ def write_pages(
 def _check_scales(pages: Tensor, k_scales: Tensor | None, v_scales: Tensor | None) -> None:
     if (pages.dtype == torch.int8) != (k_scales is not None) or (k_scales is None) != (v_scales is None):
         raise ValueError("int8 pages need k_scales and v_scales, and other pages take none")
+
+
+def _check_heads(q: Tensor, n_kv_heads: int) -> None:
+    if q.shape[1] % n_kv_heads:
+        raise ValueError(f"attention: n_heads={q.shape[1]} of q must be a multiple of n_kv_heads={n_kv_heads}")

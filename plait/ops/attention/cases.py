@@ -1,5 +1,7 @@
 """Inputs of attention: odd sizes for tests, the shapes of real models for benchmarks."""
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
@@ -85,6 +87,7 @@ def _paged(
             "page_table": table,
             "cu_seqlens": _bounds(lengths),
             "context_lens": torch.tensor(context, dtype=torch.int32),
+            **({"on_host": ([*accumulate(lengths, initial=0)], context)} if large else {}),  # as the engine has them
         }
 
     def cost(inputs: Inputs) -> Cost:
@@ -105,7 +108,10 @@ SMALL = (
     ("packed", [1, 33, 2, 70], 6, 2, 16),
     ("packed, grouped by three", [17, 65], 9, 3, 24),
     ("multi-query", [5, 1, 9], 7, 1, 8),
+    ("empty sequences", [0, 9, 0, 3], 4, 2, 8),
     ("equal lengths", [21, 21, 21], 4, 2, 16),
+    ("heads of 64", [70, 1, 0, 33], 6, 2, 64),
+    ("heads of 128, multi-query", [5, 1, 9], 7, 1, 128),
 )
 
 FORWARD = OpCases(
@@ -142,6 +148,9 @@ PAGED = OpCases(
         _paged("verify", [3, 1, 2], [31, 257, 0], 4, 2, 16, 16),
         _paged("chunk", [35], [93], 6, 2, 20, 8),
         _paged("chunks and decodes", [1, 70, 1, 9], [64, 0, 201, 33], 8, 2, 16, 16),
+        _paged("decode, heads of 64", [1] * 5, [3, 299, 0, 1, 17], 6, 2, 64, 16),
+        _paged("chunks and decodes, heads of 64", [1, 70, 1, 9], [64, 0, 201, 33], 9, 3, 64, 7),
+        _paged("chunks and decodes, heads of 128, multi-query", [1, 70, 0, 9], [640, 0, 20, 33], 7, 1, 128, 16),
         _paged("decode, int8", [1, 1, 1], [0, 63, 130], 6, 2, 16, 16, int8=True),
         _paged("chunks and decodes, int8", [1, 70, 1, 9], [64, 0, 201, 33], 8, 2, 16, 16, int8=True),
         _paged("mini decode, 65536, int8", [1], [65535], *MINI, 16, int8=True, large=True),

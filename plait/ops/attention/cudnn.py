@@ -21,9 +21,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> tuple[Tensor
     """[n, heads, d_head] each -> output in q.dtype and log-sum-exp [n, heads, 1] in fp32."""
     n, _, d_head = q.shape
     more = -n % LENGTH_STEP  # queries after the last; keys after the last are seen by none but these
-    q, k, v = (
-        F.pad(t, (0, -d_head % 8, 0, 0, 0, more if is_causal or t is q else 0)).transpose(0, 1)[None] for t in (q, k, v)
-    )
+    wider = -d_head % 8
+    q = F.pad(q, (0, wider, 0, 0, 0, more))
+    if is_causal or wider:  # F.pad copies whatever it is told to add, and the past may be long
+        k, v = (F.pad(t, (0, wider, 0, 0, 0, more if is_causal else 0)) for t in (k, v))
+    q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
     run = torch.ops.aten._scaled_dot_product_cudnn_attention
     out, lse = run(q, k, v, None, True, 0.0, is_causal, False, scale=d_head**-0.5)[:2]
     return out[0].transpose(0, 1)[:n, :, :d_head], lse.reshape(1, out.shape[1], -1)[0].T[:n, :, None]

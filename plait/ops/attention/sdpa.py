@@ -10,6 +10,10 @@ from torch import Tensor
 
 from plait.ops.attention.reference import OnHost, lengths, read_pages
 
+Cache = tuple[tuple[Tensor, Tensor | None], ...]  # pages and their scales, of keys and of values
+
+PAST = 4096  # tokens before a chunk that are read out of their pages at once
+
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
     """q, k, v [batch, length, heads, d_head], with fewer heads in k and v when they are shared."""
@@ -42,25 +46,56 @@ def paged_attention(
         return _decode(q, cache, page_table, context_lens, max(context) + 1)
     outputs = []
     for i, (a, b) in enumerate(pairwise(bounds)):
-        total, n = context[i] + b - a, b - a
-        if n == 0:
-            continue
-        n_pages = -(-total // k_pages.shape[1])
-        table = page_table[i, :n_pages].long()
-        k = read_pages(k_pages, k_scales, table, q.dtype)[:total]
-        v = read_pages(v_pages, v_scales, table, q.dtype)[:total]
-        if n == total:
-            out = _sdpa(q[None, a:b], k[None], v[None], is_causal=True)
-        else:
-            visible = torch.ones(n, total, dtype=torch.bool, device=q.device).tril(total - n)
-            out = _sdpa(q[None, a:b], k[None], v[None], mask=visible)
-        outputs.append(out[0])
+        if a < b:
+            cache = ((k_pages, k_scales), (v_pages, v_scales))
+            outputs.append(_chunk(q[a:b], cache, page_table[i].long(), context[i]))
     return torch.cat(outputs)
 
 
-def _decode(
-    q: Tensor, cache: tuple[tuple[Tensor, Tensor | None], ...], page_table: Tensor, context_lens: Tensor, longest: int
-) -> Tensor:
+def _chunk(q: Tensor, cache: Cache, table: Tensor, context: int) -> Tensor:
+    """Queries q [n, n_heads, d_head] of one sequence with `context` tokens before them."""
+    n = len(q)
+    k, v = _read(cache, table, context, context + n, q.dtype)
+    if context == 0:
+        return _sdpa(q[None], k[None], v[None], is_causal=True)[0]
+    if q.is_cpu:
+        return _behind_a_past(q, k, v, cache, table, context)
+    k, v = _read(cache, table, 0, context + n, q.dtype)
+    visible = torch.ones(n, context + n, dtype=torch.bool, device=q.device).tril(context)
+    return _sdpa(q[None], k[None], v[None], mask=visible)[0]
+
+
+def _behind_a_past(q: Tensor, k: Tensor, v: Tensor, cache: Cache, table: Tensor, context: int) -> Tensor:
+    """The chunk's own k and v, causal, then the past, which every query sees, PAST keys at a time: no mask, and memory
+    that does not grow with the context. Parts are joined in fp32 by their log-sum-exps.
+    """
+    out, lse = _flash(q, k, v, is_causal=True)
+    step = -(-PAST // cache[0][0].shape[1]) * cache[0][0].shape[1]
+    for first in range(0, context, step):
+        part, part_lse = _flash(q, *_read(cache, table, first, min(first + step, context), q.dtype), is_causal=False)
+        out = torch.lerp(out, part, torch.sigmoid(part_lse - lse)[..., None])
+        lse = torch.logaddexp(lse, part_lse)
+    return out.to(q.dtype)
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> tuple[Tensor, Tensor]:
+    """[n, n_heads, d_head] -> the same and the log-sum-exp [n, n_heads], in fp32 or wider."""
+    q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal)
+    return out[0].transpose(0, 1).to(lse.dtype), lse[0].T
+
+
+def _read(cache: Cache, table: Tensor, first: int, last: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Keys and values of the positions from first to before last, out of the pages that the table lists."""
+    page_size = cache[0][0].shape[1]
+    skipped = first // page_size
+    pages = table[skipped : -(-last // page_size)]
+    here = slice(first - skipped * page_size, last - skipped * page_size)
+    k, v = (read_pages(values, scales, pages, dtype)[here] for values, scales in cache)
+    return k, v
+
+
+def _decode(q: Tensor, cache: Cache, page_table: Tensor, context_lens: Tensor, longest: int) -> Tensor:
     n_pages = -(-longest // cache[0][0].shape[1])
     table = page_table[:, :n_pages].long()
     k, v = (read_pages(pages, scales, table, q.dtype)[:, :longest] for pages, scales in cache)

@@ -9,6 +9,15 @@ from torch import Tensor
 
 from plait.ops.causal_conv1d import lagged, native, reference
 from plait.ops.dispatch import Implementation, anywhere, lazily, pick, why_not_triton
+from plait.ops.shapes import Shapes
+
+_WEIGHTS = {"weight": "channels d_conv", "bias": "channels"}
+_BEGUN = {"cu_seqlens": "n_seqs+1", "initial_columns": "n_seqs channels d_conv-1"}
+_CONV = Shapes("causal_conv1d", x="tokens channels", **_WEIGHTS, **_BEGUN)
+_UPDATE = Shapes(
+    "causal_conv1d_update", x="n_seqs channels", **_WEIGHTS, columns="n_slots channels d_conv-1", slots="n_seqs"
+)
+_COLUMNS = Shapes("columns_at", x="tokens channels", **_BEGUN, export_at="n_seqs")
 
 
 def _why_not_triton(probe: Tensor) -> str | None:
@@ -53,10 +62,11 @@ def causal_conv1d(
     """silu(sum_j weight[:, j] * x[t - d_conv + 1 + j] + bias), within each sequence.
 
     x [tokens, channels], weight [channels, d_conv], bias [channels]; cu_seqlens [n_seqs + 1] are the bounds of the
-    sequences. initial_columns [n_seqs, channels, d_conv - 1]: the inputs just before each sequence, oldest first (None:
-    zeros). Returns (out [tokens, channels], final_columns [n_seqs, channels, d_conv - 1]). Accumulates in fp32, mutates
-    nothing.
+    sequences, which may be empty. initial_columns [n_seqs, channels, d_conv - 1]: the inputs just before each sequence,
+    oldest first (None: zeros). Returns (out [tokens, channels], final_columns [n_seqs, channels, d_conv - 1]).
+    Accumulates in fp32, mutates nothing.
     """
+    _CONV.check(x, weight, bias, cu_seqlens, initial_columns)
     run = pick("causal_conv1d", IMPLEMENTATIONS, x)
     if torch.compiler.is_compiling() and run is not _triton:
         from plait.ops.compiled import CAUSAL_CONV1D
@@ -71,6 +81,7 @@ def causal_conv1d_update(x: Tensor, weight: Tensor, bias: Tensor | None, *, colu
 
     columns [n_slots, channels, d_conv - 1] is the pool, slots [n_seqs] says which row belongs to which sequence.
     """
+    _UPDATE.check(x, weight, bias, columns, slots)
     return pick("causal_conv1d", UPDATE_IMPLEMENTATIONS, x)(x, weight, bias, columns, slots)
 
 
@@ -80,4 +91,5 @@ def columns_at(
     """The columns that continue each sequence after export_at [n_seqs] of its tokens (0 to all of them), as
     final_columns does after the last: [n_seqs, channels, d_conv - 1], the oldest first. No host sync.
     """
+    _COLUMNS.check(x, cu_seqlens, initial_columns, export_at)
     return pick("causal_conv1d", COLUMNS_IMPLEMENTATIONS, x)(x, cu_seqlens, export_at, d_conv, initial_columns)

@@ -44,6 +44,7 @@ CAUSAL_CONV1D = OpCases(
         _case("odd", [63], 24),
         _case("packed", [1, 2, 33, 3, 64], 40),
         _case("packed, carried", [2, 1, 35, 3, 70], 40, carry=True),
+        _case("empty sequences, carried", [0, 3, 0, 0, 1, 0], 5, carry=True),
         _case("wider than a program", [37, 20], 300, carry=True),
         _case("mini layer, 2K", [2048], 8192, carry=True, large=True),
         _case("mini layer, 16K", [16384], 8192, carry=True, large=True),

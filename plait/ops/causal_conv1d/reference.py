@@ -11,15 +11,14 @@ def causal_conv1d(
     x: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor, initial_columns: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     channels, d_conv = weight.shape
-    outputs, columns = [], []
+    outputs, columns = [x[:0]], []
     bounds = cu_seqlens.tolist()
     for i, (start, stop) in enumerate(pairwise(bounds)):
         before = x.new_zeros(channels, d_conv - 1) if initial_columns is None else initial_columns[i].to(x.dtype)
         inputs = torch.cat([before, x[start:stop].T], dim=1)  # [channels, d_conv - 1 + length]
-        convolved = F.conv1d(inputs[None], weight[:, None].to(x.dtype), groups=channels)[0]
-        if bias is not None:
-            convolved = convolved + bias[:, None]
-        outputs.append(F.silu(convolved).T)
+        if start < stop:
+            convolved = F.conv1d(inputs[None], weight[:, None].to(x.dtype), groups=channels)[0]
+            outputs.append(F.silu(convolved if bias is None else convolved + bias[:, None]).T)
         columns.append(inputs[:, inputs.shape[1] - (d_conv - 1) :])
     return torch.cat(outputs).to(x.dtype), torch.stack(columns)
 

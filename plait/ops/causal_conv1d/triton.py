@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plait.ops.launch import cdiv, direct, on_device_of, overlaps, speaks_ptx
+from plait.ops.launch import cdiv, direct, next_power_of_2, on_device_of, overlaps, speaks_ptx
 from plait.ops.operator import operator
 
 
@@ -39,8 +39,13 @@ class Cut(NamedTuple):
 
 
 FORWARD = Cut(32, 16, 256, 2, 1)
-BACKWARD = Cut(256, 4, 512, 2, 3)
-BACKWARD_SHORT = Cut(64, 4, 512, 2, 3)  # up to 4,096 tokens, so that all multiprocessors have work
+
+
+def backward_cut(tokens: int) -> Cut:
+    """33 rows of tiles for 2K, 4K, 8K and 16K tokens: with 8192 channels four programs a multiprocessor of an H100, and
+    there is room for four at once.
+    """
+    return Cut(min(max(next_power_of_2(tokens) // 32, 64), 512), 4, 512, 2, 3)
 
 
 @triton.jit
@@ -231,6 +236,30 @@ def backward_kernel(
 
 
 @direct
+@triton.jit(do_not_specialize=["n_rows"])
+def sums_kernel(
+    partials_ptr, dweight_ptr, dbias_ptr, n_rows, channels,
+    K: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr, HAS_BIAS: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the weights [channels, K] and of the bias [channels] from backward_kernel's partial sums."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    tap, d = tl.program_id(1), tl.program_id(0) * BD + tl.arange(0, BD)
+    in_d = (d < channels)[None, :]
+    total = tl.zeros([ROWS, BD], tl.float32)
+    for first in range(0, n_rows, ROWS):
+        row = (first + tl.arange(0, ROWS))[:, None]
+        at = (row.to(tl.int64) * (K + 1) + tap) * channels + d[None, :]
+        total += tl.load(partials_ptr + at, in_d & (row < n_rows), 0.0)
+    own = tl.sum(total, 0)
+    if tap < K:
+        tl.store(dweight_ptr + d * K + tap, own, d < channels)
+    elif HAS_BIAS:
+        tl.store(dbias_ptr + d, own, d < channels)
+
+
+@direct
 @triton.jit
 def update_kernel(
     x_ptr, weight_ptr, bias_ptr, columns_ptr, slots_ptr, out_ptr, x_stride, channels,
@@ -296,13 +325,17 @@ def causal_conv1d(
 
 def causal_conv1d_update(x: Tensor, weight: Tensor, bias: Tensor | None, columns: Tensor, slots: Tensor) -> Tensor:
     """Mutates columns."""
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if not columns.is_contiguous():
+        raise ValueError(
+            f"the pool of columns must be contiguous, got strides {columns.stride()} of {tuple(columns.shape)}"
+        )
     n_seqs, channels = x.shape
+    x, out = _rows(x), x.new_empty(n_seqs, channels)
     BD = 512 if n_seqs * channels > 1 << 16 else 128  # a single sequence needs more programs
     overlap = overlaps(x)
     with on_device_of(x):
         update_kernel[(n_seqs, cdiv(channels, BD))](
-            x, weight.contiguous(), bias, columns, slots, out, x.stride(0), channels,
+            x, weight.contiguous(), _packed(bias), columns, slots, out, x.stride(0), channels,
             K=weight.shape[1], BD=BD, HAS_BIAS=bias is not None, OVERLAP=overlap, num_warps=BD // 128,
             **({"launch_pdl": True} if overlap else {}),
         )  # fmt: skip
@@ -322,8 +355,8 @@ def _conv(
     out, final = x.new_empty(tokens, channels), x.new_empty(n_seqs, K - 1, channels)
     with on_device_of(x):
         forward_kernel[(cdiv(channels, cut.channels), tokens // cut.tile + n_seqs)](
-            x, weight.contiguous(), bias, cu_seqlens, _token_major(initial_columns), out, final, x.stride(0), channels,
-            n_seqs,
+            x, weight.contiguous(), _packed(bias), cu_seqlens, _token_major(initial_columns), out, final, x.stride(0),
+            channels, n_seqs,
             K=K, T=cut.tile, UNROLL=cut.unroll, BD=cut.channels, HAS_BIAS=bias is not None,
             HAS_INITIAL=initial_columns is not None, PTX=speaks_ptx(x), STAGES=cut.stages, num_warps=cut.warps,
         )  # fmt: skip
@@ -343,31 +376,42 @@ def _conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, weight, bias and initial_columns; an empty tensor for one that was not given."""
     (tokens, channels), K, n_seqs = x.shape, weight.shape[1], cu_seqlens.shape[0] - 1
-    x, dout, cut = _rows(x), _rows(dout), BACKWARD_SHORT if tokens <= 4096 else BACKWARD
+    x, dout, cut = _rows(x), _rows(dout), backward_cut(tokens)
     dx = x.new_empty(tokens, channels)
-    dcolumns = x.new_empty(n_seqs, K - 1, channels) if initial_columns is not None else None
+    dweight, dbias, dinitial = _gradients_like(x, weight, bias, initial_columns)
     n_rows = (tokens + n_seqs * (K - 1)) // cut.tile + n_seqs
     partials = x.new_empty(n_rows, K + 1, channels, dtype=torch.float32)
     with on_device_of(x):
         backward_kernel[(cdiv(channels, cut.channels), n_rows)](
-            x, weight.contiguous(), bias, cu_seqlens, _token_major(initial_columns), dout, _token_major(dfinal), dx,
-            dcolumns,
-            partials, x.stride(0), dout.stride(0), channels, n_seqs,
+            x, weight.contiguous(), _packed(bias), cu_seqlens, _token_major(initial_columns), dout,
+            _token_major(dfinal), dx, dinitial.transpose(1, 2), partials, x.stride(0), dout.stride(0), channels, n_seqs,
             K=K, T=cut.tile, UNROLL=cut.unroll, BD=cut.channels, HAS_BIAS=bias is not None,
             HAS_INITIAL=initial_columns is not None, PTX=speaks_ptx(x), STAGES=cut.stages, num_warps=cut.warps,
         )  # fmt: skip
-    sums = partials.sum(0)
-    dbias = x.new_empty(0) if bias is None else sums[K].to(bias.dtype, copy=True)
-    dinitial = x.new_empty(0) if dcolumns is None else dcolumns.transpose(1, 2).to(initial_columns, copy=True)
-    return dx, sums[:K].T.to(weight.dtype, copy=True), dbias, dinitial.contiguous()
+        overlap = overlaps(x)
+        sums_kernel[(cdiv(channels, 64), K + 1)](
+            partials, dweight, dbias, n_rows, channels,
+            K=K, ROWS=32, BD=64, HAS_BIAS=bias is not None, OVERLAP=overlap, num_warps=4,
+            **({"launch_pdl": True} if overlap else {}),
+        )  # fmt: skip
+    return dx, dweight, dbias, dinitial
 
 
 @_conv_backward.register_fake
 def _(dout, dfinal, x, weight, bias, cu_seqlens, initial_columns):
-    def like(t):
-        return x.new_empty(0) if t is None else t.new_empty(t.shape)
+    return x.new_empty(x.shape), *_gradients_like(x, weight, bias, initial_columns)
 
-    return like(x), like(weight), like(bias), like(initial_columns)
+
+def _gradients_like(
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial_columns: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the gradients of weight, bias and initial_columns (these with the channels last in memory)."""
+    n_seqs, channels, d_columns = (0, 0, 0) if initial_columns is None else initial_columns.shape
+    return (
+        weight.new_empty(weight.shape),
+        x.new_empty(0) if bias is None else bias.new_empty(bias.shape),
+        (x if initial_columns is None else initial_columns).new_empty(n_seqs, d_columns, channels).transpose(1, 2),
+    )
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -389,6 +433,10 @@ _conv.register_autograd(_differentiate, setup_context=_remember)
 def _rows(t: Tensor) -> Tensor:
     """Rows may be strided (a slice of a projection's output); what is in a row lies together."""
     return t if t.stride(-1) == 1 else t.contiguous()
+
+
+def _packed(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
 
 
 def _token_major(columns: Tensor | None) -> Tensor | None:

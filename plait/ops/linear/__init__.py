@@ -9,6 +9,9 @@ from torch import Tensor
 
 from plait.ops.dispatch import Implementation, anywhere, pick, why_not_triton
 from plait.ops.linear import matmul, native, reference
+from plait.ops.shapes import Shapes
+
+_LINEAR = Shapes("linear", x="... width", weight="n_out width", scale="n_out")
 
 
 def _why_not_triton(probe: Tensor) -> str | None:
@@ -38,6 +41,10 @@ def linear(x: Tensor, weight: Tensor, *, scale: Tensor | None = None) -> Tensor:
     The scale is fp32 and belongs to int8 weights. Accumulates in fp32 or better, returns x.dtype. Differentiable in x,
     and in weights that are not int8.
     """
+    if not torch.compiler.is_compiling() and (weight.element_size() == 1) != (scale is not None):
+        rule = "need a scale" if scale is None else "take none"
+        raise ValueError(f"linear: weights of {weight.dtype} {rule}")
+    _LINEAR.check(x, weight, scale)
     run = pick("linear", CHOICES, x)
     if torch.compiler.is_compiling() and run is not _triton and run is not matmul.linear:
         from plait.ops.compiled import LINEAR

@@ -10,6 +10,8 @@ from torch import Tensor
 def linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     if scale is None:
         return F.linear(x, weight)
+    if x.dtype == torch.float16:  # values up to 127, summed before they are scaled, would pass 65504; 1/128 is exact
+        return (F.linear(x, weight.to(x.dtype).div_(128)) * (scale * 128)).to(x.dtype)
     return (F.linear(x, weight.to(x.dtype)) * scale).to(x.dtype)
 
 

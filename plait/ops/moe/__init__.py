@@ -8,14 +8,24 @@ d_model].
 uint8 [n_experts, rows / 64, width / 64, 4096] (`packed.py`). `moe` and `swiglu` take either form; training takes rows.
 """
 
-import functools
-from importlib.metadata import version
-
 import torch
 from torch import Tensor
 
 from plait.ops.dispatch import Implementation, anywhere, lazily, pick, why_not_triton
+from plait.ops.hopper import why_not_gluon
 from plait.ops.moe import grouped, native, packed, reference
+from plait.ops.shapes import Shapes
+
+_ROWS = {"gate_up": "n_experts 2*d_ff d_model", "down": "n_experts d_model d_ff"}
+_SCALES = {"gate_up_scale": "n_experts 2*d_ff", "down_scale": "n_experts d_model"}
+_CHOICE = "tokens top_k"
+_MOE = Shapes("moe", x="tokens d_model", weights=_CHOICE, expert_ids=_CHOICE, **_ROWS, **_SCALES)
+_EXPERTS = Shapes("expert_outputs", x="tokens d_model", expert_ids=_CHOICE, **_ROWS, **_SCALES)
+_COMBINE = Shapes("combine", outputs="tokens top_k d_model", weights=_CHOICE)
+_SWIGLU = Shapes(
+    "swiglu", x="... d_model", gate_up="2*d_ff d_model", down="d_model d_ff", gate_up_scale="2*d_ff",
+    down_scale="d_model",
+)  # fmt: skip
 
 
 def _why_not_triton(probe: Tensor) -> str | None:
@@ -28,20 +38,8 @@ def _why_not_triton_route(probe: Tensor) -> str | None:
     return _why_not_triton(probe)
 
 
-GLUON_VERSIONS = ("3.6.",)  # of Triton, with which gluon.py was run
-
-
-@functools.cache
-def _why_not_hopper(device: torch.device) -> str | None:
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
-        return f"needs a Hopper GPU, got {device}"
-    if not version("triton").startswith(GLUON_VERSIONS):
-        return f"was run with triton {', '.join(v + 'x' for v in GLUON_VERSIONS)}, not with {version('triton')}"
-    return None
-
-
 def _why_not_gluon(probe: Tensor) -> str | None:
-    return why_not_triton(probe, (torch.bfloat16,)) or _why_not_hopper(probe.device)
+    return why_not_triton(probe, (torch.bfloat16,)) or why_not_gluon(probe.device)
 
 
 ROUTE_IMPLEMENTATIONS = {
@@ -85,6 +83,9 @@ MOE_CHOICES = MOE_IMPLEMENTATIONS | {"int8_activations": Implementation(native.m
 SWIGLU_CHOICES = SWIGLU_IMPLEMENTATIONS | {
     "int8_activations": Implementation(native.swiglu_int8_activations, native.why_not)
 }
+SHARE_CHOICES = SHARE_IMPLEMENTATIONS | {
+    "int8_activations": Implementation(reference.share(native.outputs_int8_activations), native.why_not)
+}
 PACKED_IMPLEMENTATIONS = {
     "gluon": Implementation(lazily("plait.ops.moe.gluon", "moe"), _why_not_gluon),
     "reference": Implementation(reference.packed_moe, anywhere),
@@ -97,6 +98,11 @@ def route(router_logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
     router_logits [tokens, n_experts] -> (weights fp32 [tokens, top_k], expert_ids int64 [tokens, top_k]).
     """
+    if not torch.compiler.is_compiling() and not (router_logits.dim() == 2 and 1 <= top_k <= router_logits.shape[1]):
+        raise ValueError(
+            f"route: router_logits has shape {list(router_logits.shape)}; it must be [tokens, n_experts], with "
+            f"top_k={top_k} between 1 and n_experts"
+        )
     run = pick("moe_route", ROUTE_IMPLEMENTATIONS, router_logits)
     if torch.compiler.is_compiling() and run is not reference.route:
         from plait.ops.compiled import ROUTE
@@ -124,8 +130,27 @@ def expert_outputs(
         from plait.ops.compiled import EXPERT_OUTPUTS
 
         return EXPERT_OUTPUTS(x, expert_ids, gate_up, down, gate_up_scale, down_scale)[0]
+    _check_scales(gate_up, down, gate_up_scale, down_scale)
+    _EXPERTS.check(x, expert_ids, gate_up, down, gate_up_scale, down_scale)
     x, gate_up, down = _autocast(x, gate_up, down)
     return pick("moe", IMPLEMENTATIONS, x)(x, expert_ids, gate_up, down, gate_up_scale, down_scale)
+
+
+def _check_scales(gate_up: Tensor, down: Tensor, *scales: Tensor | None) -> None:
+    for weight, scale in zip((gate_up, down), scales, strict=True):
+        if (weight.element_size() == 1) != (scale is not None):
+            rule = "need gate_up_scale and down_scale" if scale is None else "take no scales"
+            raise ValueError(f"gate_up {gate_up.dtype}, down {down.dtype}: weights of {weight.dtype} {rule}")
+
+
+def _check_moe(
+    x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor, *scales: Tensor | None
+) -> None:
+    _check_scales(gate_up, down, *scales)
+    if packed.is_packed(gate_up):
+        _MOE.check(x, weights, expert_ids, None, None, *scales)
+    else:
+        _MOE.check(x, weights, expert_ids, gate_up, down, *scales)
 
 
 def _autocast(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -140,6 +165,7 @@ def combine(outputs: Tensor, weights: Tensor) -> Tensor:
     """sum_j weights_j * outputs_j: [tokens, top_k, d_model] and [tokens, top_k] -> [tokens, d_model]."""
     if torch.compiler.is_compiling():
         return reference.combine(outputs, weights)
+    _COMBINE.check(outputs, weights)
     return pick("moe_combine", COMBINE_IMPLEMENTATIONS, outputs)(outputs, weights)
 
 
@@ -149,6 +175,7 @@ def combine_sized(outputs: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Ten
     """
     if torch.compiler.is_compiling():
         return reference.combine_sized(outputs, weights)
+    _COMBINE.check(outputs, weights)
     out, squares, max_abs = pick("moe_combine", SIZED_IMPLEMENTATIONS, outputs)(outputs, weights)
     return out, squares, max_abs
 
@@ -172,6 +199,7 @@ def moe(
         from plait.ops.compiled import MOE
 
         return MOE(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale)[0]
+    _check_moe(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale)
     if packed.is_packed(gate_up):
         if differentiable:
             raise ValueError("packed weights have no gradient: call moe under torch.no_grad(), or with rows of weights")
@@ -205,7 +233,8 @@ def moe_share(
         raise ValueError(
             f"first_expert={first_expert}: the {down.shape[0]} experts from it on must lie in the {n_experts} there are"
         )
-    implementations = PACKED_IMPLEMENTATIONS if packed.is_packed(gate_up) else SHARE_IMPLEMENTATIONS
+    _check_moe(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale)
+    implementations = PACKED_IMPLEMENTATIONS if packed.is_packed(gate_up) else SHARE_CHOICES
     x, gate_up, down = _autocast(x, gate_up, down)
     run = pick("moe", implementations, x)
     return run(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale, (first_expert, n_experts))
@@ -258,15 +287,18 @@ def swiglu(
         from plait.ops.compiled import SWIGLU
 
         return SWIGLU(x, gate_up, down, gate_up_scale, down_scale)[0]
+    _check_scales(gate_up, down, gate_up_scale, down_scale)
     if packed.is_packed(gate_up):
         if torch.is_grad_enabled() and x.requires_grad:
             raise ValueError("packed weights have no gradient: call swiglu under torch.no_grad(), or with rows")
+        _SWIGLU.check(x, None, None, gate_up_scale, down_scale)
         assert gate_up_scale is not None
         assert down_scale is not None
         run = pick("moe", PACKED_IMPLEMENTATIONS, x)  # one expert, which every token chose
         return run(x, None, None, gate_up[None], down[None], gate_up_scale[None], down_scale[None])
     if torch.compiler.is_compiling():
         return grouped.swiglu(x, gate_up, down, gate_up_scale, down_scale)
+    _SWIGLU.check(x, gate_up, down, gate_up_scale, down_scale)
     x, gate_up, down = _autocast(x, gate_up, down)
     return pick("moe", SWIGLU_CHOICES, x)(x, gate_up, down, gate_up_scale, down_scale)
 

@@ -154,7 +154,7 @@ def moe(
         measured = tuned.setting("moe_one_token", x.device, (top_k, d_model, d_ff), 1)
         tiles = Tiles(*(tuple(own) for own in measured)) if measured else tiles_for(top_k, d_ff)
     h = torch.empty(top_k, d_ff, dtype=torch.bfloat16, device=x.device)
-    out = torch.empty_like(x)
+    out = x.new_empty(x.shape)
     ids, shares = (h, h) if weights is None or expert_ids is None else (expert_ids.contiguous(), weights.contiguous())
     # Each kernel may start, and the second one fetch its first weights, while the one before it ends.
     overlap = overlaps(x)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from triton import language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -215,6 +216,8 @@ def _grouped(w_desc, x_desc, out_desc, scale_ptr, expert_ptr, n_blocks_ptr, part
              STAGES: gl.constexpr, HALF: gl.constexpr, DEEP: gl.constexpr, BM: gl.constexpr, N: gl.constexpr,
              K: gl.constexpr, GROUP: gl.constexpr, SPLITS: gl.constexpr, GATED: gl.constexpr,
              SUBNORMAL: gl.constexpr):  # fmt: skip
+    tl.extra.cuda.gdc_wait()  # launched before the kernel before it has ended
+    tl.extra.cuda.gdc_launch_dependents()
     w_smem = gl.allocate_shared_memory(gl.uint8, [2 * STAGES, HALF, 32 * DEEP, 128], w_desc.layout)
     x_smem = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BM, 64 * DEEP], x_desc.layout)
     out_0 = gl.allocate_shared_memory(out_desc.dtype, out_desc.block_type.shape, out_desc.layout)
@@ -257,7 +260,8 @@ _GROWING = (  # up to how many rows an expert gets, and the shape
     (2, Shape(128, 8, 2, (9, 9), 1)),
     (8, Shape(256, 16, 2, (5, 4), 1)),
     (20, Shape(256, 32, 1, (9, 8), 1)),
-    (96, Shape(256, 128, 1, (6, 5), 1)),  # one block an expert: its neighbours have other weights
+    (52, Shape(256, 64, 1, (8, 7), 1, 1)),  # one block an expert: its neighbours have other weights
+    (96, Shape(256, 128, 1, (6, 5), 1)),
     (math.inf, Shape(256, 128, 1, (6, 5), 8)),
 )
 _GROWING_DENSE = (  # one expert has few tiles, so they are smaller
@@ -327,6 +331,7 @@ def product(
         scale, by.expert_of, by.n_blocks, part_rows,
         STAGES=min(shape.stages[0 if gated else 1], steps + 1), HALF=half, DEEP=deep, BM=shape.tokens, N=n, K=width,
         GROUP=shape.group, SPLITS=splits, GATED=gated, SUBNORMAL=subnormal, num_warps=4,
+        launch_pdl=True,
     )  # fmt: skip
     return out
 
@@ -350,8 +355,10 @@ def moe(
     many there are in all (None: all are here). Activations, between the products
     too, must stay below 2^31, or with subnormal=False below the limit of bf16.
     """
-    x = x.contiguous()
+    x, gate_up_scale, down_scale = x.contiguous(), gate_up_scale.contiguous(), down_scale.contiguous()
     tokens, n_experts = x.shape[0], down.shape[0]
+    if tokens == 0:
+        return x.new_empty(x.shape)
     if tokens == 1 and shape is None and experts is None:
         return gemv.moe(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale)
     entries = tokens if expert_ids is None else expert_ids.numel()

@@ -16,6 +16,8 @@ def scaled_linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     """x @ weight^T, times the fp32 scale of each output row when the weight is int8."""
     if scale is None:
         return F.linear(x, weight)
+    if x.dtype == torch.float16:  # values up to 127, summed before they are scaled, would pass 65504; 1/128 is exact
+        return (F.linear(x, weight.to(x.dtype).div_(128)) * (scale * 128)).to(x.dtype)
     return (F.linear(x, weight.to(x.dtype)) * scale).to(x.dtype)
 
 
@@ -48,7 +50,7 @@ def expert_outputs(
         if count
     ]
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    return torch.cat(y)[back].view(tokens, top_k, x.shape[1])
+    return torch.cat([x[:0], *y])[back].view(tokens, top_k, x.shape[1])
 
 
 def moe(

@@ -155,7 +155,7 @@ def expert_outputs(
     if differentiable and not _fits(x, down, down_scale):
         return grouped.expert_outputs(x, expert_ids, gate_up, down, gate_up_scale, down_scale)
     if differentiable or _pays(x, expert_ids, down, down_scale):
-        return _Experts.apply(x, expert_ids, gate_up, down)
+        return _Experts.apply(x, expert_ids, gate_up.contiguous(), down.contiguous())  # slices may not be aligned
     y = kernels.expert_outputs_by_entry(x, expert_ids, gate_up, down, gate_up_scale, down_scale)
     return y.view(*expert_ids.shape, -1)
 
@@ -177,5 +177,5 @@ def moe(
     if not _pays(x, expert_ids, down, down_scale, experts and experts[1]):
         return kernels.moe(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale, experts)
     by = order(expert_ids, down.shape[0], ALIGN, first_expert=experts[0] if experts else 0)
-    _, y = _forward(gather(x, by), gate_up, down, by)
+    _, y = _forward(gather(x, by), gate_up.contiguous(), down.contiguous(), by)
     return combine(y[None], weights, by, x.dtype)

@@ -67,6 +67,15 @@ def moe_int8_activations(
     return _moe(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale, bits=8)
 
 
+def outputs_int8_activations(
+    x: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor, gate_up_scale: Tensor | None,
+    down_scale: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Of one choice a row, expert_ids [rows, 1] -> [rows, 1, d_model]."""
+    weights = torch.ones(expert_ids.shape)
+    return moe_int8_activations(x, weights, expert_ids, gate_up, down, gate_up_scale, down_scale)[:, None]
+
+
 @outside_graphs
 def swiglu_int8_activations(
     x: Tensor, gate_up: Tensor, down: Tensor, gate_up_scale: Tensor | None, down_scale: Tensor | None

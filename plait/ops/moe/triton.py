@@ -103,7 +103,7 @@ def _count_kernel(ids_ptr, counts_ptr, entries, first, ROUTED: tl.constexpr, N_E
 @triton.jit(do_not_specialize=["entries", "first_expert", "blocks", "chunks"])
 def _order_kernel(ids_ptr, counts_ptr, row_of_ptr, entry_of_ptr, ends_ptr, expert_of_ptr, n_blocks_ptr, entries,
                   first_expert, blocks, chunks, ROUTED: tl.constexpr, N_EXPERTS: tl.constexpr, E: tl.constexpr,
-                  CHUNK: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr):  # fmt: skip
+                  CHUNK: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr, PAD: tl.constexpr):  # fmt: skip
     """One program per chunk of entries; each recomputes the prefix over all chunks, which is small."""
     chunk = tl.program_id(0)
     e = tl.arange(0, E)
@@ -126,8 +126,8 @@ def _order_kernel(ids_ptr, counts_ptr, row_of_ptr, entry_of_ptr, ends_ptr, exper
     tl.store(row_of_ptr + entry, tl.where(own, row, -1), entry < entries)
     tl.store(entry_of_ptr + row, entry, own)
     if chunk == 0:
-        pad = (starts + total)[:, None] + tl.arange(0, ALIGN)[None, :]
-        tl.store(entry_of_ptr + pad, tl.full([E, ALIGN], -1, tl.int32), pad < ends[:, None])
+        pad = (starts + total)[:, None] + tl.arange(0, PAD)[None, :]
+        tl.store(entry_of_ptr + pad, tl.full([E, PAD], -1, tl.int32), pad < ends[:, None])
         tl.store(ends_ptr + e, ends, e < N_EXPERTS)
         n_blocks = tl.sum(padded, 0) // ALIGN
         tl.store(n_blocks_ptr, n_blocks)
@@ -164,7 +164,7 @@ def order(
     assert ids is not None
     entries, top_k = (ids.numel(), ids.shape[1]) if routed else (ids.shape[0], 1)
     blocks, sizes, e, chunk = _plan(entries, n_experts, align)
-    made = torch.empty(sum(sizes), dtype=torch.int32, device=ids.device)
+    made = (torch.empty if entries else torch.zeros)(sum(sizes), dtype=torch.int32, device=ids.device)
     row_of, _, entry_of, _, ends, _, expert_of, _, n_blocks, _ = made.split_with_sizes(sizes)
     chunks = cdiv(entries, chunk)
     counts = torch.empty(chunks, e, dtype=torch.int32, device=ids.device) if chunks > 1 else made
@@ -176,7 +176,7 @@ def order(
     _order_kernel[(chunks,)](
         ids, counts, row_of, entry_of, ends, expert_of, n_blocks, entries, first_expert, blocks,
         chunks, ROUTED=routed, N_EXPERTS=n_experts, E=e, CHUNK=chunk,
-        C=1 if chunks == 1 else max(next_power_of_2(chunks), 16), ALIGN=align,
+        C=1 if chunks == 1 else max(next_power_of_2(chunks), 16), ALIGN=align, PAD=next_power_of_2(align),
         num_warps=warps,
     )  # fmt: skip
     return Order(row_of, entry_of, ends, expert_of, n_blocks, align, top_k)
@@ -390,18 +390,15 @@ def expert_outputs_by_entry(
     tile = tile or tiles_for(x, expert_ids.shape[1], down)
     by = order(expert_ids, n_experts, tile.rows, first_expert=experts[0] if experts else 0)
     blocks = by.expert_of.shape[0]
+    scales = [w if s is None else s.contiguous() for w, s in ((gate_up, gate_up_scale), (down, down_scale))]
     x, gate_up, down = x.contiguous(), gate_up.contiguous(), down.contiguous()
     h = x.new_empty(by.entry_of.shape[0], d_ff)
     y = (x.new_empty if experts is None else x.new_zeros)(expert_ids.numel(), d_model)
     shape = {"D_MODEL": d_model, "D_FF": d_ff, "INT8": gate_up_scale is not None, "BM": tile.rows, "BN": tile.columns,
              "BK": tile.step, "GROUP": tile.group, "num_warps": tile.warps, "num_stages": tile.stages}  # fmt: skip
     lists = (by.entry_of, by.expert_of, by.n_blocks)
-    _gate_up_kernel[(blocks * cdiv(d_ff, tile.columns),)](
-        x, gate_up, gate_up if gate_up_scale is None else gate_up_scale, h, *lists, TOP_K=by.top_k, **shape
-    )
-    _down_kernel[(blocks * cdiv(d_model, tile.columns),)](
-        h, down, down if down_scale is None else down_scale, y, *lists, **shape
-    )
+    _gate_up_kernel[(blocks * cdiv(d_ff, tile.columns),)](x, gate_up, scales[0], h, *lists, TOP_K=by.top_k, **shape)
+    _down_kernel[(blocks * cdiv(d_model, tile.columns),)](h, down, scales[1], y, *lists, **shape)
     return y
 
 
@@ -428,7 +425,7 @@ def moe(
     experts: tuple[int, int] | None = None,
 ) -> Tensor:
     y = expert_outputs_by_entry(x, expert_ids, gate_up, down, gate_up_scale, down_scale, experts=experts)
-    out = torch.empty_like(x)
+    out = x.new_empty(x.shape)
     block = min(1024, next_power_of_2(x.shape[1]))
     _weighted_sum_kernel[(x.shape[0], cdiv(x.shape[1], block))](
         y, weights.contiguous(), out, x.shape[1], TOP_K=expert_ids.shape[1], BLOCK=block, num_warps=4

@@ -8,8 +8,12 @@ from torch import Tensor
 
 from plait.ops.dispatch import Implementation, anywhere, pick, why_not_triton
 from plait.ops.rms_norm import native, reference
+from plait.ops.shapes import Shapes
 
 Norm = Callable[[Tensor, Tensor, float], Tensor]
+
+_NORM = Shapes("rms_norm", x="... d", weight="d")
+_ADD = Shapes("add_rms_norm", x="... d", weight="d")  # and a residual that is shaped as x
 
 
 def _why_not_triton(probe: Tensor) -> str | None:
@@ -73,6 +77,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     x [..., d], weight [d]. The mean and the scaling are fp32, the result is cast to x.dtype before it meets the weight.
     """
+    _NORM.check(x, weight)
     run = pick("rms_norm", IMPLEMENTATIONS, x)
     if torch.compiler.is_compiling() and run is not _triton:
         from plait.ops.compiled import RMS_NORM
@@ -84,8 +89,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(rms_norm(x + residual), x + residual), where a block's output joins the residual stream: one pass, not two.
 
-    x and residual [..., d] of one dtype, in which the sum is rounded.
+    x and residual [..., d]; the sum is rounded to the wider of their dtypes (autocast has fp32 residuals).
     """
+    _ADD.check(x, weight)
+    if x.shape != residual.shape or x.device != residual.device:
+        given, wanted = (f"{list(t.shape)} on {t.device}" for t in (residual, x))
+        raise ValueError(f"add_rms_norm: residual is {given}; it must be as x, {wanted}")
     run = pick("rms_norm", ADD_IMPLEMENTATIONS, x)
     if torch.compiler.is_compiling() and run is not _triton_after_add:
         from plait.ops.compiled import ADD_RMS_NORM
@@ -100,6 +109,9 @@ def rms_norm_sections(x: Tensor, weights: tuple[Tensor, ...], eps: float) -> tup
 
     x [..., sum of widths]; weights: three. Returns a contiguous [..., width] for each.
     """
+    widths = [w.shape[0] for w in weights]
+    if x.shape[-1] != sum(widths):
+        raise ValueError(f"rms_norm_sections: x has shape {list(x.shape)}; its last dim must be {widths} together")
     run = pick("rms_norm", SECTIONS_IMPLEMENTATIONS, x)
     if torch.compiler.is_compiling() and run is not _triton_sections:
         from plait.ops.compiled import RMS_NORM_SECTIONS

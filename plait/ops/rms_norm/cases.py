@@ -84,6 +84,15 @@ ADD_RMS_NORM = OpCases(
     tolerance=TOLERANCE,
     grad_tolerance=GRAD_TOLERANCE,
 )
+ADD_RMS_NORM_WIDE = OpCases(  # under autocast: the residual stream in fp32, and with it the sum
+    op="rms_norm",
+    call=_after_add,
+    implementations=ADD_IMPLEMENTATIONS,
+    cases=(_case("added to fp32, odd", (21, 63), _added, 4), _case("added to fp32, wide", (3, 1100), _added, 4)),
+    tolerance=TOLERANCE | {torch.bfloat16: 5e-6, torch.float16: 5e-6},
+    grad_tolerance=GRAD_TOLERANCE,
+    keep=("residual", "weight"),
+)
 RMS_NORM_SECTIONS = OpCases(
     op="rms_norm",
     call=_three,

@@ -35,7 +35,7 @@ def forward_kernel(
     x_ptr, residual_ptr, weight_ptr, out_ptr, sum_ptr, x_stride, residual_stride, n_rows, d, eps,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
 ):  # fmt: skip
-    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    DTYPE: tl.constexpr = sum_ptr.dtype.element_ty if HAS_RESIDUAL else x_ptr.dtype.element_ty
     row, column = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
     inside = (row < n_rows)[:, None] & (column < d)[None, :]
     weight = tl.load(weight_ptr + column, column < d, 0.0).to(tl.float32)
@@ -115,8 +115,12 @@ def rms_norm_sections(x: Tensor, weights: tuple[Tensor, ...], eps: float) -> tup
 
 def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     rows, d = _rows(x), x.shape[-1]
-    out = _normed_like(x, x.shape, weight)
-    added, other = (out, rows) if residual is None else (x.new_empty(x.shape), _rows(residual))
+    if residual is None:
+        added = out = _normed_like(x, x.shape, weight)
+        other = rows
+    else:
+        added, other = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype)), _rows(residual)
+        out = _normed_like(added, x.shape, weight)
     ROWS, BLOCK, num_warps = _shape(d)
     with on_device_of(x):
         forward_kernel[(cdiv(rows.shape[0], ROWS),)](
@@ -209,7 +213,8 @@ def _(x, weight, eps):
 
 @_add_norm.register_fake
 def _(x, residual, weight, eps):
-    return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, weight.dtype)), x.new_empty(x.shape)
+    wide = torch.promote_types(x.dtype, residual.dtype)
+    return x.new_empty(x.shape, dtype=torch.promote_types(wide, weight.dtype)), x.new_empty(x.shape, dtype=wide)
 
 
 @_sections.register_fake
@@ -238,7 +243,8 @@ def _differentiate_norm(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _remember_add(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, _, weight, ctx.eps = inputs
+    x, residual, weight, ctx.eps = inputs
+    ctx.dtypes = x.dtype, residual.dtype
     ctx.save_for_backward(output[1], weight)
 
 
@@ -246,7 +252,7 @@ def _differentiate_add(ctx: Any, dout: Tensor | None, dsum: Tensor | None) -> tu
     added, weight = ctx.saved_tensors
     dout = added.new_zeros(added.shape) if dout is None else dout
     dx, dweight = _norm_backward(added, weight, dout, dsum, ctx.eps)
-    return dx, dx, dweight, None
+    return *(dx.to(dtype) for dtype in ctx.dtypes), dweight, None
 
 
 def _remember_sections(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -8,19 +8,31 @@ A sequence is affine in its initial state, so one op with a state in and a state
 prefill, speculative verification and context parallelism.
 """
 
-import functools
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from plait.ops.dispatch import Implementation, anywhere, constant_in_graphs, pick, why_not_triton
+from plait.ops.dispatch import Implementation, anywhere, pick, why_not_triton
+from plait.ops.hopper import why_not_gluon
 from plait.ops.linear import linear
 from plait.ops.rms_norm import rms_norm_sections
 from plait.ops.selective_scan import chunked, cut, native, reference
+from plait.ops.shapes import Shapes
 
-GLUON_VERSIONS = ("3.6.",)  # of Triton; Gluon changes between versions, and the kernels ran on these
+_PACKED = {
+    "u": "tokens d_inner", "dt": "tokens d_inner", "A": "d_inner d_state", "B": "tokens d_state", "C": "tokens d_state",
+    "D": "d_inner", "z": "tokens d_inner", "dt_bias": "d_inner",
+}  # fmt: skip
+_BEGUN = {"cu_seqlens": "n_seqs+1", "initial_state": "n_seqs d_inner d_state"}
+_SCAN = Shapes("selective_scan", **_PACKED, **_BEGUN)
+_EXPORTING = Shapes("selective_scan_exporting", **_PACKED, **_BEGUN, export_at="n_seqs")
+_UPDATE = Shapes("selective_scan_update", **_PACKED, states="n_slots d_inner d_state", slots="tokens")
+_STEP = Shapes(
+    "selective_scan_step", u="tokens d_inner", dt_weight="d_inner dt_rank", A="d_inner d_state", D="d_inner",
+    z="tokens d_inner", dt_bias="d_inner", states="n_slots d_inner d_state", slots="tokens", dt_norm="dt_rank",
+    B_norm="d_state", C_norm="d_state",
+)  # fmt: skip
 
 
 def _why_not_triton(probe: Tensor) -> str | None:
@@ -29,24 +41,7 @@ def _why_not_triton(probe: Tensor) -> str | None:
 
 def _why_not_gluon(probe: Tensor) -> str | None:
     reason = _why_not_triton(probe)
-    return reason or ("the interpreter has no Gluon" if not probe.is_cuda else _why_not_on(probe.device))
-
-
-@constant_in_graphs
-def _why_not_on(device: torch.device) -> str | None:
-    return _device_reason(device)
-
-
-@functools.cache
-def _device_reason(device: torch.device) -> str | None:
-    try:
-        found = version("triton")
-    except PackageNotFoundError:  # a nightly build under another name
-        found = "of no known version"
-    if not found.startswith(GLUON_VERSIONS):
-        return f"was run on Triton {', '.join(GLUON_VERSIONS)}x, found {found}"
-    capability = torch.cuda.get_device_capability(device)
-    return None if capability == (9, 0) else f"is laid out for compute capability 9.0, {device} has {capability}"
+    return reason or ("the interpreter has no Gluon" if not probe.is_cuda else why_not_gluon(probe.device))
 
 
 # Imported when first called, so that this package needs no Triton; by statement, which torch.compile can follow.
@@ -140,10 +135,11 @@ def selective_scan(
     """Scan packed sequences; the state restarts at every bound of cu_seqlens.
 
     u, dt, z [tokens, d_inner]; A [d_inner, d_state], negative; B, C [tokens, d_state]; D, dt_bias [d_inner];
-    cu_seqlens [n_seqs + 1]; initial_state [n_seqs, d_inner, d_state] (None: zeros).
+    cu_seqlens [n_seqs + 1], of sequences that may be empty; initial_state [n_seqs, d_inner, d_state] (None: zeros).
     Returns (y [tokens, d_inner] in u.dtype, final_state [n_seqs, d_inner, d_state] in fp32). Mutates nothing;
     differentiable in every floating argument, through both results.
     """
+    _SCAN.check(u, dt, A, B, C, D, z, dt_bias, cu_seqlens, initial_state)
     run = pick("selective_scan", IMPLEMENTATIONS, u)
     if torch.compiler.is_compiling() and run is not _gluon and run is not _triton:
         from plait.ops.compiled import SELECTIVE_SCAN
@@ -170,6 +166,7 @@ def selective_scan_update(
 
     states [n_slots, d_inner, d_state] is the pool, slots [n_seqs] says which row belongs to which sequence.
     """
+    _UPDATE.check(u, dt, A, B, C, D, z, dt_bias, states, slots)
     run = pick("selective_scan", UPDATE_IMPLEMENTATIONS, u)
     return run(u, dt, A, B, C, D, z, dt_bias, states, slots)
 
@@ -196,6 +193,7 @@ def selective_scan_exporting(
     """
     if torch.is_grad_enabled() and any(t.requires_grad for t in (u, dt, A, B, C, D, z, dt_bias)):
         raise ValueError("selective_scan_exporting has no gradient: call it under torch.no_grad(), or selective_scan")
+    _EXPORTING.check(u, dt, A, B, C, D, z, dt_bias, cu_seqlens, initial_state, export_at)
     run = pick("selective_scan", EXPORTING_IMPLEMENTATIONS, u)
     return run(u, dt, A, B, C, D, z, dt_bias, cu_seqlens, initial_state, export_at)
 
@@ -219,5 +217,6 @@ def selective_scan_step(
     projected [n_seqs, dt_rank + 2 d_state], x_proj's output; norms: the weights of the three norms; dt_weight [d_inner,
     dt_rank]; the rest as in selective_scan_update. Writes the new states back. No gradient.
     """
+    _STEP.check(u, dt_weight, A, D, z, dt_bias, states, slots, *norms)
     run = pick("selective_scan", STEP_IMPLEMENTATIONS, u)
     return run(u, projected, norms, eps, dt_weight, A, D, z, dt_bias, states, slots)

@@ -59,6 +59,8 @@ SELECTIVE_SCAN = OpCases(
         _case("odd with a state", [63], 24, 16, carry=True),
         _case("packed", [1, 2, 33, 1, 40], 12, 16),
         _case("packed with states", [31, 1, 32, 5, 49], 12, 16, carry=True),
+        _case("empty sequences", [0, 3, 0, 0, 33, 0], 12, 5),
+        _case("empty sequences with states", [0, 3, 0, 0, 33, 0], 12, 5, carry=True),
         _case("several blocks wide", [17, 3], 70, 16, carry=True),
         _case("mini layer, 2K", [2048], 8192, 16, carry=True, large=True),
         _case("mini layer, 16K", [16384], 8192, 16, carry=True, large=True),

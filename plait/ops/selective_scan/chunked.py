@@ -6,6 +6,8 @@ sequence start is a decay of zero, and its initial state is one more input to it
 nothing extra.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,9 +22,19 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     wide = torch.promote_types(u.dtype, torch.float32)
     tokens = u.shape[0]
+    bounds = cu_seqlens.tolist()
+    filled = [i for i, (start, stop) in enumerate(pairwise(bounds)) if start < stop]
+    if len(filled) < len(bounds) - 1:  # sequences without tokens keep their state; the others are scanned by themselves
+        state = A.new_zeros(len(bounds) - 1, *A.shape, dtype=wide) if initial_state is None else initial_state.to(wide)
+        if not filled:
+            return torch.empty_like(u), state.clone()
+        own = torch.tensor(filled, device=u.device)
+        left = cu_seqlens.new_tensor([*(bounds[i] for i in filled), tokens])
+        y, ended = selective_scan(u, dt, A, B, C, D, z, dt_bias, left, None if initial_state is None else state[own])
+        return y, state.index_copy(0, own, ended)
     x, B, C = u.to(wide), B.to(wide), C.to(wide)
     step = F.softplus(dt.to(wide) + dt_bias)
-    starts, ends = cu_seqlens[:-1].tolist(), (cu_seqlens[1:] - 1).tolist()
+    starts, ends = bounds[:-1], [stop - 1 for stop in bounds[1:]]
 
     block_len = max(16, BLOCK_ELEMENTS // A.numel())
     h = torch.zeros_like(A, dtype=wide)

@@ -14,15 +14,15 @@ def selective_scan(
     wide = torch.promote_types(u.dtype, torch.float32)
     x, B, C = u.to(wide), B.to(wide), C.to(wide)
     step = F.softplus(dt.to(wide) + dt_bias)
-    outputs, finals = [], []
+    outputs, finals = [x[:0]], []
     bounds = cu_seqlens.tolist()
     for i, (start, stop) in enumerate(pairwise(bounds)):
         h = torch.zeros_like(A, dtype=wide) if initial_state is None else initial_state[i].to(wide)
         for t in range(start, stop):
             h = torch.exp(step[t, :, None] * A) * h + (step[t] * x[t])[:, None] * B[t]
-            outputs.append(h @ C[t])
+            outputs.append((h @ C[t])[None])
         finals.append(h)
-    y = torch.stack(outputs) + D * x
+    y = torch.cat(outputs) + D * x
     return (y * F.silu(z.to(wide))).to(u.dtype), torch.stack(finals)
 
 

@@ -94,7 +94,10 @@ def exporting(forward: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple
         cu_seqlens: Tensor, initial_state: Tensor | None, export_at: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         shape = (cu_seqlens.shape[0] - 1, *A.shape)
-        exported = u.new_zeros(shape, dtype=torch.float32) if initial_state is None else initial_state.float().clone()
+        if initial_state is None:
+            exported = u.new_zeros(shape, dtype=torch.float32)
+        else:
+            exported = initial_state.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         y, final, *_ = forward(u, dt, A, B, C, D, z, dt_bias, cu_seqlens, initial_state, False, export_at, exported)
         return y, final, exported
 

@@ -33,4 +33,7 @@ def take(pool: Tensor, slots: Tensor, fresh: Tensor) -> Tensor:
 
 def put(pool: Tensor, slots: Tensor, rows: Tensor) -> None:
     """pool[slots] = rows, in the pool's dtype; slots differ. Mutates pool."""
+    expected = [*slots.shape, *pool.shape[1:]]
+    if list(rows.shape) != expected:
+        raise ValueError(f"put: rows has shape {list(rows.shape)}; it must be {expected}, a row of the pool a slot")
     pick("slots", PUT_IMPLEMENTATIONS, pool)(pool, slots, rows)

@@ -10,7 +10,7 @@ BLOCK = 2048
 
 
 @direct
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots_ptr", "fresh_ptr"])  # they begin behind the rows that decode
 def take_kernel(pool_ptr, slots_ptr, fresh_ptr, out_ptr, A, B: tl.constexpr, TURNED: tl.constexpr, BLOCK: tl.constexpr):
     """Writes in the order of memory of `out`, which is [n, B, A] if TURNED."""
     row = tl.program_id(1).to(tl.int64)
@@ -23,7 +23,7 @@ def take_kernel(pool_ptr, slots_ptr, fresh_ptr, out_ptr, A, B: tl.constexpr, TUR
 
 
 @direct
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots_ptr"])
 def put_kernel(pool_ptr, slots_ptr, rows_ptr, A, B: tl.constexpr, TURNED: tl.constexpr, BLOCK: tl.constexpr):
     """Writes in the order of the pool, from rows that are [n, B, A] if TURNED."""
     row = tl.program_id(1).to(tl.int64)

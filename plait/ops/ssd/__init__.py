@@ -12,7 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plait.ops.dispatch import Implementation, anywhere, pick, why_not_triton
+from plait.ops.shapes import Shapes
 from plait.ops.ssd import chunked, reference
+
+_PACKED = {
+    "x": "tokens n_ssm_heads d_ssm_head", "dt": "tokens n_ssm_heads", "A": "n_ssm_heads",
+    "B": "tokens n_ssm_groups d_state", "C": "tokens n_ssm_groups d_state", "D": "n_ssm_heads",
+    "dt_bias": "n_ssm_heads",
+}  # fmt: skip
+_POOL = "n_ssm_heads d_ssm_head d_state"
+_SSD = Shapes("ssd", **_PACKED, cu_seqlens="n_seqs+1", initial_state=f"n_seqs {_POOL}")
+_UPDATE = Shapes("ssd_update", **_PACKED, states=f"n_slots {_POOL}", slots="tokens")
 
 
 def _why_not_triton(probe: Tensor) -> str | None:
@@ -51,6 +61,8 @@ def ssd(
     B, C [tokens, n_ssm_groups, d_state]; initial_state [n_seqs, n_ssm_heads, d_ssm_head, d_state] (None: zeros).
     Returns (y like x, final_state in fp32). Mutates nothing; differentiable.
     """
+    _SSD.check(x, dt, A, B, C, D, dt_bias, cu_seqlens, initial_state)
+    _check_groups(x, B)
     run = pick("ssd", IMPLEMENTATIONS, x)
     if torch.compiler.is_compiling() and run is not _triton:
         from plait.ops.compiled import SSD
@@ -66,6 +78,8 @@ def ssd_update(
     """One decode step: one token of each sequence. Writes the new states into `states` [n_slots, heads, d_head,
     d_state].
     """
+    _UPDATE.check(x, dt, A, B, C, D, dt_bias, states, slots)
+    _check_groups(x, B)
     wide = torch.promote_types(x.dtype, torch.float32)
     heads_per_group = x.shape[1] // B.shape[1]
     B, C = (t.to(wide).repeat_interleave(heads_per_group, dim=1) for t in (B, C))
@@ -73,3 +87,10 @@ def ssd_update(
     h = torch.exp(delta * A)[:, :, None, None] * states[slots] + (delta[:, :, None] * x)[..., None] * B[:, :, None, :]
     states[slots] = h.to(states.dtype)
     return (torch.einsum("shpn,shn->shp", h, C) + D[:, None] * x).to(x.dtype)
+
+
+def _check_groups(x: Tensor, B: Tensor) -> None:
+    if x.shape[1] % B.shape[1]:
+        raise ValueError(
+            f"ssd: n_ssm_heads={x.shape[1]} of x must be a multiple of n_ssm_groups={B.shape[1]} of B and C"
+        )

@@ -57,6 +57,7 @@ SSD = OpCases(
         _case("groups and a state", [63], 4, 8, 16, n_groups=2, carry=True),
         _case("packed", [1, 2, 65, 1, 64], 3, 8, 16),
         _case("packed with states", [31, 1, 130, 5], 4, 8, 16, n_groups=2, carry=True),
+        _case("empty sequences with states", [0, 3, 0, 65, 0], 2, 5, 7, carry=True),
         _case("1.3B layer, 2K", [2048], 64, 64, 128, carry=True, large=True),
         _case("1.3B layer, 16K", [16384], 64, 64, 128, carry=True, large=True),
     ),

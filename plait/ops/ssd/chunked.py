@@ -20,17 +20,18 @@ def ssd(
     B, C = (t.to(wide).repeat_interleave(heads_per_group, dim=1) for t in (B, C))  # [tokens, n_ssm_heads, d_state]
     delta = F.softplus(dt.to(wide) + dt_bias)
     driven = delta[:, :, None] * x
-    outputs, finals = [], []
+    outputs, finals = [driven[:0]], []
     bounds = cu_seqlens.tolist()
     for i, (start, stop) in enumerate(pairwise(bounds)):
-        h = None if initial_state is None else initial_state[i].to(wide)
-        y, h = _sequence(driven[start:stop], (delta * A)[start:stop], B[start:stop], C[start:stop], h)
-        outputs.append(y)
+        h = x.new_zeros(*x.shape[1:], B.shape[-1], dtype=wide) if initial_state is None else initial_state[i].to(wide)
+        if start < stop:
+            y, h = _sequence(driven[start:stop], (delta * A)[start:stop], B[start:stop], C[start:stop], h)
+            outputs.append(y)
         finals.append(h)
     return (torch.cat(outputs) + D[:, None] * x).to(x.dtype), torch.stack(finals)
 
 
-def _sequence(driven: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+def _sequence(driven: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     """One sequence. driven [length, heads, d_head], log_decay [length, heads], B and C [length, heads, d_state]."""
     length = driven.shape[0]
     missing = -length % CHUNK
@@ -48,8 +49,6 @@ def _sequence(driven: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, h: Tensor
     to_end = torch.exp(cumulative[..., -1:] - cumulative)
     gained = (driven * to_end[..., None]).mT @ B  # [n_chunks, heads, d_head, d_state]
     kept = torch.exp(cumulative[..., -1])[..., None, None]
-    if h is None:
-        h = torch.zeros_like(gained[0])
     incoming = []
     for kept_k, gained_k in zip(kept.unbind(0), gained.unbind(0), strict=True):
         incoming.append(h)

@@ -16,12 +16,12 @@ def ssd(
     B, C = (t.to(wide).repeat_interleave(heads_per_group, dim=1) for t in (B, C))  # [tokens, n_ssm_heads, d_state]
     delta = F.softplus(dt.to(wide) + dt_bias)
     decay = torch.exp(delta * A)
-    outputs, finals = [], []
+    outputs, finals = [x[:0].to(wide)], []
     bounds = cu_seqlens.tolist()
     for i, (start, stop) in enumerate(pairwise(bounds)):
         h = x.new_zeros(*x.shape[1:], B.shape[-1], dtype=wide) if initial_state is None else initial_state[i].to(wide)
         for t in range(start, stop):
             h = decay[t, :, None, None] * h + (delta[t, :, None] * x[t])[:, :, None] * B[t, :, None, :]
-            outputs.append(torch.einsum("hpn,hn->hp", h, C[t]))
+            outputs.append(torch.einsum("hpn,hn->hp", h, C[t])[None])
         finals.append(h)
-    return (torch.stack(outputs) + D[:, None] * x).to(x.dtype), torch.stack(finals)
+    return (torch.cat(outputs) + D[:, None] * x).to(x.dtype), torch.stack(finals)

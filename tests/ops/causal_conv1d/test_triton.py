@@ -57,6 +57,38 @@ def test_half_of_a_projection_gives_the_same_bits() -> None:
     assert torch.equal(strided, packed)
 
 
+def test_a_step_takes_inputs_and_a_bias_of_any_strides_and_only_a_contiguous_pool() -> None:
+    x, weight, bias = normal(5, 3).T, normal(5, 4), normal(10)[::2]
+    pools = [normal(4, 5, 3) for _ in range(2)]
+    slots = torch.tensor([2, 0, 1], device=DEVICE)
+    with force(causal_conv1d="triton"):
+        strided = causal_conv1d_update(x, weight, bias, columns=pools[0], slots=slots)
+        packed = causal_conv1d_update(x.contiguous(), weight, bias.contiguous(), columns=pools[1], slots=slots)
+        assert torch.equal(strided, packed)
+        assert torch.equal(*pools)
+        with pytest.raises(ValueError, match="contiguous"):
+            causal_conv1d_update(x, weight, bias, columns=pools[0].mT.contiguous().mT, slots=slots)
+
+
+def test_weight_gradients_are_summed_over_many_programs() -> None:
+    x, weight, bias = normal(700, 6), normal(6, 4).requires_grad_(), normal(6).requires_grad_()
+    bounds, dout = torch.tensor([0, 3, 700], device=DEVICE), normal(700, 6)
+    grads = []
+    for name in ("triton", "reference"):
+        with force(causal_conv1d=name):
+            out, _ = causal_conv1d(x, weight, bias, cu_seqlens=bounds)
+            grads.append(torch.autograd.grad(out, (weight, bias), dout))
+    for mine, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("tokens", "tile"), [(0, 64), (5, 64), (2048, 64), (2049, 128), (16384, 512), (1 << 20, 512)])
+def test_tiles_of_the_backward_grow_with_the_tokens(tokens: int, tile: int) -> None:
+    from plait.ops.causal_conv1d.triton import backward_cut
+
+    assert backward_cut(tokens).tile == tile
+
+
 def test_registered_for_torch_compile() -> None:
     x, weight, bias = normal(7, 6).requires_grad_(), normal(6, 4).requires_grad_(), normal(6).requires_grad_()
     bounds = torch.tensor([0, 3, 7], device=DEVICE)

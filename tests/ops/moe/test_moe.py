@@ -60,3 +60,25 @@ def test_the_dense_mlp_takes_packed_weights(layer: dict[str, torch.Tensor]) -> N
     rows = layer["gate_up"][1], layer["down"][1]
     stored = packed.pack(rows[0], gated=True), packed.pack(rows[1], gated=False)
     torch.testing.assert_close(swiglu(layer["x"], *stored, **scales), swiglu(layer["x"], *rows, **scales))
+
+
+def test_int8_experts_in_fp16_do_not_overflow_before_they_are_scaled() -> None:
+    """512 values of 127 times 1 are 65,024 of the 65,504 that fp16 has; results here are about 1."""
+    x = torch.ones(3, 1024, dtype=torch.float16)
+    gate_up, down = torch.full((1, 32, 1024), 127, dtype=torch.int8), torch.full((1, 1024, 16), 127, dtype=torch.int8)
+    scales = {"gate_up_scale": torch.full((1, 32), 1 / (127 * 1024)), "down_scale": torch.full((1, 1024), 1 / 127)}
+    ids, weights = torch.zeros(3, 1, dtype=torch.int64), torch.ones(3, 1)
+    expected = torch.full((3, 1024), 16 * torch.nn.functional.silu(torch.tensor(1.0)).item())
+    for out in (
+        moe(x, weights, ids, gate_up, down, **scales),
+        swiglu(x, gate_up[0], down[0], gate_up_scale=scales["gate_up_scale"][0], down_scale=scales["down_scale"][0]),
+    ):
+        torch.testing.assert_close(out.float(), expected, atol=0, rtol=2e-3)
+
+
+def test_no_tokens_are_no_outputs() -> None:
+    x, ids = torch.empty(0, 8), torch.empty(0, 2, dtype=torch.int64)
+    gate_up, down = torch.randn(4, 32, 8), torch.randn(4, 8, 16)
+    assert moe(x, torch.empty(0, 2), ids, gate_up, down).shape == (0, 8)
+    assert expert_outputs(x, ids, gate_up, down).shape == (0, 2, 8)
+    assert swiglu(x, gate_up[0], down[0]).shape == (0, 8)

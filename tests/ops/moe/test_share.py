@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.ops.dispatch import force
-from plait.ops.moe import PACKED_IMPLEMENTATIONS, SHARE_IMPLEMENTATIONS, moe, moe_share, packed
+from plait.ops.moe import PACKED_IMPLEMENTATIONS, SHARE_IMPLEMENTATIONS, moe, moe_share, native, packed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -41,6 +41,22 @@ def test_shares_sum_up_to_the_mixture(name: str, tokens: int, cut: int, seed: in
     torch.testing.assert_close(sum(shares), whole, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", runnable(SHARE_IMPLEMENTATIONS, torch.float32))
+@pytest.mark.parametrize("tokens", [1, 5, 150])
+def test_nothing_is_read_for_choices_of_other_processes(name: str, tokens: int) -> None:
+    """Of experts 2 and 3, tokens choose 3 or others: tokens without 3 and the weights of 2 are NaN, and nothing is."""
+    x, weights, _, gate_up, down = drawn(tokens, 6, 2, 24, 16, 1)
+    ids = torch.tensor([[0, 5], [3, 1], [4, 3]], device=DEVICE).repeat(tokens // 3 + 1, 1)[:tokens]
+    chose = (ids == 3).any(1)
+    with force(moe=name):
+        clean = moe_share(x, weights, ids, gate_up[2:4], down[2:4], first_expert=2, n_experts=6)
+        x[~chose], gate_up[2], down[2] = torch.nan, torch.nan, torch.nan
+        got = moe_share(x, weights, ids, gate_up[2:4], down[2:4], first_expert=2, n_experts=6)
+    assert torch.equal(got, clean)
+    assert (got[~chose] == 0).all()
+    assert (got[chose] != 0).any(1).all()
+
+
 @pytest.mark.parametrize("name", runnable(PACKED_IMPLEMENTATIONS, torch.bfloat16))
 @pytest.mark.parametrize("tokens", [1, 37])
 def test_shares_of_packed_experts_sum_up(name: str, tokens: int) -> None:
@@ -64,6 +80,24 @@ def test_shares_of_packed_experts_sum_up(name: str, tokens: int) -> None:
     whole = share(0, 4).float()
     assert whole.norm() > 0.1
     assert (share(0, 3).float() + share(3, 4).float() - whole).norm() <= 1e-2 * whole.norm()
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="int8 activations are the CPU kernels'")
+@pytest.mark.parametrize("tokens", [3, 40])
+def test_shares_with_int8_activations_are_those_of_the_mixture(tokens: int) -> None:
+    if native.why_not(torch.empty(0)) is not None:
+        pytest.skip("there is no compiler here, so no native kernels")
+    x, weights, ids, gate_up, down = drawn(tokens, 4, 2, 64, 32, 0)
+    scales = {"gate_up_scale": torch.full((4, 64), 0.02), "down_scale": torch.full((4, 64), 0.02)}
+    gate_up, down = (weight.mul(40).round().clamp(-127, 127).to(torch.int8) for weight in (gate_up, down))
+    with force(moe="int8_activations"):
+        whole = moe(x, weights, ids, gate_up, down, **scales)
+        parts = [(part, {name: scale[part] for name, scale in scales.items()}) for part in (slice(0, 3), slice(3, 4))]
+        shares = [
+            moe_share(x, weights, ids, gate_up[part], down[part], first_expert=part.start, n_experts=4, **own)
+            for part, own in parts
+        ]
+    torch.testing.assert_close(sum(shares), whole, rtol=1e-4, atol=1e-4)
 
 
 def test_experts_beyond_the_last_are_refused() -> None:

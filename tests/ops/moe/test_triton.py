@@ -21,7 +21,9 @@ pytestmark = pytest.mark.skipif(
 
 
 @settings(max_examples=15)
-@given(tokens=st.integers(1, 40), n_experts=st.integers(1, 9), align=st.sampled_from([8, 16]), seed=st.integers(0, 99))
+@given(
+    tokens=st.integers(1, 40), n_experts=st.integers(1, 9), align=st.sampled_from([8, 16, 24]), seed=st.integers(0, 99)
+)
 def test_order_sorts_stably_and_pads_every_expert(tokens: int, n_experts: int, align: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, n_experts, (tokens, 2), generator=generator)
@@ -101,3 +103,26 @@ def test_the_mlp_in_training_is_the_plain_one() -> None:
     assert all(torch.isfinite(t).all() for t in found["triton"])
     for ours, expected in zip(found["triton"], found["grouped"], strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def test_no_tokens_give_no_rows() -> None:
+    weights, ids = kernels.route(torch.zeros(0, 3, device=DEVICE), 2)
+    assert weights.shape == ids.shape == (0, 2)
+    by = kernels.order(ids, 3, 8)
+    assert by.ends.tolist() == [0, 0, 0]
+    assert int(by.n_blocks) == 0
+    gate_up, down = torch.ones(3, 32, 16, device=DEVICE), torch.ones(3, 16, 16, device=DEVICE)
+    assert kernels.moe(torch.zeros(0, 16, device=DEVICE), weights, ids, gate_up, down, None, None).shape == (0, 16)
+
+
+def test_scales_and_inputs_may_have_any_strides() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gate_up = torch.randint(-127, 128, (3, 32, 16), generator=generator, dtype=torch.int8).to(DEVICE)
+    down = torch.randint(-127, 128, (3, 16, 16), generator=generator, dtype=torch.int8).to(DEVICE)
+    scales = [torch.rand(3, n, generator=generator).to(DEVICE) / 100 for n in (32, 16)]
+    x, ids = torch.randn(16, 7, generator=generator).to(DEVICE).T, torch.tensor([[0, 2]] * 7, device=DEVICE)
+    weights = torch.rand(7, 2, generator=generator).to(DEVICE)
+    strided = [scale.T.contiguous().T for scale in scales]
+    assert not strided[0].is_contiguous()
+    out = kernels.moe(x, weights, ids, gate_up, down, *strided)
+    assert torch.equal(out, kernels.moe(x.contiguous(), weights, ids, gate_up, down, *scales))
