@@ -111,6 +111,7 @@ class Account:
     kv_bytes: int  # 16 bit, one sequence of `context` tokens
     kv_bytes_per_token: int
     recurrent_bytes: int  # fp32 SSM state and bf16 convolution columns, one sequence
+    int8_recurrent_bytes: int  # the same with the SSM state in int8, as a host tier may keep it
     weight_bytes: dict[Level, int]  # without the scales
     scale_bytes: dict[Level, int]  # fp32, one for each row of a quantized matrix
     bytes_per_token: dict[Level, int]  # read to decode one token at batch 1
@@ -143,6 +144,7 @@ def account(
         kv_bytes=kv_bytes(config, context),
         kv_bytes_per_token=kv_bytes(config, 1),
         recurrent_bytes=recurrent_bytes(config),
+        int8_recurrent_bytes=recurrent_bytes(config, ssm_dtype="int8"),
         weight_bytes={level: weight_bytes(config, level) for level in LEVELS},
         scale_bytes={level: scale_bytes(config, level) for level in LEVELS},
         bytes_per_token={level: decode_bytes(config, context, level) for level in LEVELS},
@@ -238,9 +240,17 @@ def kv_bytes(config: ModelConfig, context: int, dtype: Dtype = "bfloat16") -> in
     return 2 * config.n_attention_layers * config.n_kv_heads * config.d_head * context * _width(dtype)
 
 
-def recurrent_bytes(config: ModelConfig, dtype: Dtype = "bfloat16") -> int:
-    """One sequence's Mamba state at any length: the fp32 SSM state and `d_conv - 1` convolution inputs in `dtype`."""
-    ssm = config.d_inner * config.d_state * _width("float32")
+def page_bytes(config: ModelConfig, page_size: int, dtype: Dtype = "bfloat16") -> int:
+    """One page of keys and values in all attention layers; int8 ones have an fp32 scale for each token and head."""
+    scales = 2 * config.n_attention_layers * page_size * config.n_kv_heads * _width("float32")
+    return kv_bytes(config, page_size, dtype) + scales * (dtype == "int8")
+
+
+def recurrent_bytes(config: ModelConfig, dtype: Dtype = "bfloat16", ssm_dtype: Dtype = "float32") -> int:
+    """One sequence's Mamba state at any length: the fp32 SSM state and `d_conv - 1` convolution inputs in `dtype`. An
+    int8 SSM state, as host and disk may have it, has a scale of two bytes for each channel.
+    """
+    ssm = config.d_inner * (config.d_state * _width(ssm_dtype) + 2 * (ssm_dtype == "int8"))
     conv = config.d_conv_channels * (config.d_conv - 1) * _width(dtype)
     return config.n_mamba_layers * (ssm + conv)
 
@@ -431,13 +441,10 @@ def footprint(
     scan = config.d_inner * (config.d_state + 2) if config.mamba_kind == "mamba" else 3 * config.n_ssm_heads
     weights = width * (params.total - quantized) + quantized + scale_bytes(config, level)
     weights += config.n_mamba_layers * scan * (_width("float32") - width)
-    kv = kv_bytes(config, page_size, kv_dtype)
-    if kv_dtype == "int8":  # a scale for each token and head
-        kv += 2 * config.n_attention_layers * page_size * config.n_kv_heads * _width("float32")
     return Footprint(
         weights=weights,
         states=(slots + 1) * recurrent_bytes(config, dtype),
-        pages=(pages + 1) * kv,
+        pages=(pages + 1) * page_bytes(config, page_size, kv_dtype),
         tables=(slots + 1) * -(-max_context // page_size) * 4 + 4 * slots * 8,
         activations=max_batched_tokens * width * _widest(config) + config.vocab_size * width,
     )

@@ -14,7 +14,7 @@ from plait.model.linear import Linear
 from plait.model.quantized import dequantized, is_per_row
 from plait.model.stats import Activation
 from plait.ops.group_linear import group_linear, is_fused
-from plait.ops.moe import combine, combine_sized, expert_outputs, fp8, moe, prepare, route, swiglu
+from plait.ops.moe import combine, combine_sized, expert_outputs, fp8, moe, moe_share, prepare, route, swiglu
 
 MANY_TOKENS = 256  # from which on fp8 activations are used, where they were asked for
 
@@ -201,3 +201,14 @@ class MoE(SwiGLU):
             return moe(x, weights, expert_ids, *self._full(x.dtype))
         own = torch.arange(expert_ids.numel(), device=x.device).view_as(expert_ids)  # each choice its expert's copy
         return moe(x, weights, own, *self._full(x.dtype, expert_ids.flatten()))
+
+    def own_share(self, x: Tensor, weights: Tensor, expert_ids: Tensor, first_expert: int, n_experts: int) -> Tensor:
+        """What the experts that lie here, those from first_expert on, add to a mixture of n_experts: [tokens, d_model].
+        expert_ids count all; nothing is computed, or read, for a choice of another process. Inference only.
+        """
+        assert not self.needs_dequantizing, "scales of groups are not split"
+        assert not self.fp8_activations, "these need the number of tokens of each expert on the host"
+        return moe_share(
+            x, weights, expert_ids, self.gate_up, self.down, first_expert=first_expert, n_experts=n_experts,
+            gate_up_scale=self.gate_up_scale, down_scale=self.down_scale,
+        )  # fmt: skip

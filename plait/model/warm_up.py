@@ -7,12 +7,17 @@ Everything is written to the spare slot and the spare page, the last of each poo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 
 from plait.model.layout import Exports, Layout
 from plait.model.network import LanguageModel
 from plait.model.state import State
+from plait.ops.ahead import compile_ahead as compile_ahead
+from plait.ops.ahead import get_ready as get_ready
 from plait.ops.tuned import token_counts
 
 PLANNED, STEP = 1024, 512  # chunks from PLANNED on go through cuDNN, which plans for each multiple of STEP
@@ -36,6 +41,25 @@ def warm_up(model: LanguageModel, state: State, most: int) -> None:
     for pool in (state.conv, state.ssm, state.k, state.v, state.k_scales, state.v_scales):
         if pool is not None:
             pool[:, -1] = 0
+
+
+@contextmanager
+def one_layer_of_each_kind(model: LanguageModel) -> Iterator[None]:
+    """Within the block the model ends where all that follows is like a layer before: enough to launch every kernel that
+    it launches. Mutates the model meanwhile.
+    """
+    whole = model.layers
+    kinds = [_kind(layer) for layer in whole]
+    model.layers = whole[: 1 + max(kinds.index(kind) for kind in kinds)]
+    try:
+        yield
+    finally:
+        model.layers = whole
+
+
+def _kind(layer: nn.Module) -> list[tuple[Any, ...]]:
+    tensors = [*layer.named_parameters(), *layer.named_buffers()]
+    return [(name, t.shape, t.dtype, t.stride()) for name, t in tensors]
 
 
 def _layouts(state: State, most: int) -> Iterator[Layout]:

@@ -20,8 +20,6 @@ from plait.parallel.collectives import Group, exchange, reduce_from
 from plait.parallel.placement import placements
 from plait.parallel.tensor import slice_parameters
 
-FEW_TOKENS = 512  # that a GPU runs through foreign experts' places too, rather than wait to know which are its own
-
 
 def expert_parallel(model: LanguageModel, group: Group) -> LanguageModel:
     """Keep this process's n_experts / processes experts of every mixture. Mutates and returns the model.
@@ -75,7 +73,7 @@ class ExchangedExperts:
 class DealtExperts:
     """Each process holds whole experts, the next n_experts / processes, and has every token, as under tensor
     parallelism: it runs its own, and the sum over the processes is the mixture. For inference: nothing travels but that
-    sum.
+    sum, no work is done for others' choices, and on a GPU nothing waits for what was chosen, so a step can be a graph.
     """
 
     group: Group
@@ -85,15 +83,8 @@ class DealtExperts:
 
     def combined(self, moe: MoE, x: Tensor, weights: Tensor, expert_ids: Tensor) -> Tensor:
         n_own = len(moe.down)
-        own = expert_ids - self.group.rank() * n_own
-        is_mine = (own >= 0) & (own < n_own)
-        if x.is_cuda and len(x) <= FEW_TOKENS:  # no shape may depend on what was chosen: others' weigh nothing
-            return reduce_from(moe.own_combined(x, weights * is_mine, own.remainder(n_own)), self.group)
-        out, (rows, choices) = torch.zeros_like(x), is_mine.nonzero(as_tuple=True)
-        if len(rows):
-            y = moe.own_combined(x[rows], weights[rows, choices][:, None], own[rows, choices][:, None])
-            out.index_add_(0, rows, y)
-        return reduce_from(out, self.group)
+        share = moe.own_share(x, weights, expert_ids, self.group.rank() * n_own, self.group.size() * n_own)
+        return reduce_from(share, self.group)
 
 
 def _run(moe: MoE, rows: Tensor, arriving: Tensor) -> Tensor:

@@ -98,4 +98,5 @@ class Gathered:
             logprobs=None if first.logprobs is None else tuple(e for p in self._pieces for e in p.logprobs or ()),
             prompt_logprobs=first.prompt_logprobs,
             cached_tokens=first.prefix.usable,
+            lost_tokens=first.prefix.lost,
         )

@@ -17,6 +17,8 @@ from plait.model.checkpoint import read_config
 from plait.model.linear import route_fp32_products
 from plait.model.network import LanguageModel
 from plait.model.state import PAGE_SIZE
+from plait.model.warm_up import get_ready
+from plait.serve.drafts import Worth
 from plait.serve.engine import Engine
 from plait.serve.few import MOST_TOKENS
 from plait.serve.fit import Fitted, fit_pools
@@ -103,7 +105,8 @@ def engine_of(loaded: Loaded, executor: Runner | SharedExecutor, options: Engine
         page_bytes=fitted.page_bytes,
         state_bytes=fitted.state_bytes,
         ladder=options.ladder,
-        overlap=loaded.runner.device.type == "cuda" and options.n_drafts == 0,
+        overlap=loaded.runner.device.type == "cuda",
+        worth=Worth() if options.n_drafts else None,
     )
     return Built(engine, executor, loaded.model, loaded.prompts, loaded.model.kernels(), fitted.max_context)
 
@@ -127,6 +130,8 @@ def build_runner(options: EngineOptions, group: Group | None = None) -> Loaded:
     folder, device = find_model(options.model), _device(options.device)
     if device.type == "cpu":
         route_fp32_products()
+    else:
+        get_ready()
     dtype = None if options.dtype is None else _dtype("dtype", options.dtype)
     if group is None:
         progress = None if options.quantize is None else quant.say_progress
@@ -136,7 +141,7 @@ def build_runner(options: EngineOptions, group: Group | None = None) -> Loaded:
             folder, torch.device("cuda", group.rank()) if device.type == "cuda" else device, options, group
         )
     prompts = Prompts.of_folder(folder, model.config)
-    return with_pools(model, prompts, options, split=1 if group is None else group.size())
+    return with_pools(model, prompts, options, group)
 
 
 def _load_share(folder: Path, device: torch.device, options: EngineOptions, group: Group) -> LanguageModel:
@@ -152,9 +157,16 @@ def _load_share(folder: Path, device: torch.device, options: EngineOptions, grou
     return deal_experts(model, group) if dealt else model
 
 
-def with_pools(model: LanguageModel, prompts: Prompts, options: EngineOptions, *, split: int = 1) -> Loaded:
-    """A runner for a model that lies on its device, with pools of what memory is left there."""
+def with_pools(model: LanguageModel, prompts: Prompts, options: EngineOptions, group: Group | None = None) -> Loaded:
+    """A runner for a model that lies on its device, with pools of what memory is left there; in a group, where it is
+    least, because all carry out the same plans.
+    """
     device = model.final_norm.weight.device
+    free_bytes, split = _free_bytes(device), 1
+    if group is not None:
+        from plait.parallel.collectives import gathered
+
+        free_bytes, split = int(gathered(torch.tensor([free_bytes], device=device), group).min()), group.size()
     kv_dtype = model.dtype if options.kv_dtype is None else _dtype("kv_dtype", options.kv_dtype)
     fitted = fit_pools(
         model.config,
@@ -162,8 +174,9 @@ def with_pools(model: LanguageModel, prompts: Prompts, options: EngineOptions, *
         page_size=PAGE_SIZE,
         dtype=_name(model.dtype),
         kv_dtype=_name(kv_dtype),
-        free_bytes=_free_bytes(device) * split,  # each process holds a share of every state and page
+        free_bytes=free_bytes * split,
         all_bytes=None if device.type == "cuda" else _memory_bytes(),
+        split=split,
     )
     prompts.max_context, sizes = fitted.max_context, fitted.sizes
     runner = Runner(
@@ -177,17 +190,22 @@ def with_pools(model: LanguageModel, prompts: Prompts, options: EngineOptions, *
         host_states=sizes.host_slots,
         host_pages=sizes.host_pages,
         disk=None if options.disk is None else Path(options.disk),
+        int8_states=options.host_state_dtype == "int8",
+        n_drafts=options.n_drafts,
         tokenizer=prompts.tokenizer,
         static=False if split > 1 and device.type == "cpu" else None,  # a tape holds no collectives
     )
     if device.type == "cuda":
         runner.warm_up(options.max_batched_tokens)
+    elif runner.graphs is not None:
+        runner.graphs.try_one()
     return Loaded(model, runner, prompts, fitted)
 
 
 def _dtype(option: str, name: str) -> torch.dtype:
-    if name not in DTYPES:
-        raise ValueError(f"{option}={name!r} must be one of {', '.join(DTYPES)}")
+    allowed = [known for known in DTYPES if option == "kv_dtype" or known != "int8"]
+    if name not in allowed:
+        raise ValueError(f"{option}={name!r} must be one of {', '.join(allowed)}")
     return DTYPES[name]
 
 
@@ -210,6 +228,8 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device={name!r} must be cpu, cuda, or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={name!r} must be cpu, cuda, or cuda:N")
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= n_gpus:
         raise ValueError(f"device={name!r}: torch sees {n_gpus} CUDA devices here; use device=cpu")

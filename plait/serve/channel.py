@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 _LENGTH = struct.Struct("<Q")
+_PIECE = 2**20  # bytes of a message asked for at once
 
 
 class Closed(EOFError):
@@ -35,6 +36,8 @@ class Channel:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(receives)
         self._sending = threading.Lock()
+        self._length: int | None = None  # of the message that is coming
+        self._come = bytearray()  # of it, or of its length, so far
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -55,22 +58,25 @@ class Channel:
             raise Closed(str(error)) from None
 
     def receive(self) -> Any:
-        """Wait for one message. Raises Closed if the other end is gone."""
-        (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
-        return self._decoder.decode(self._exactly(length))
+        """Wait for one message. Raises Closed if the other end is gone. After an interrupt (Ctrl-C) it can be called
+        again, and goes on where it was.
+        """
+        if self._length is None:
+            (self._length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
+        body, self._length = self._exactly(self._length), None
+        return self._decoder.decode(body)
 
     def _exactly(self, n: int) -> bytearray:
-        buffer = bytearray(n)
-        view, have = memoryview(buffer), 0
-        while have < n:
+        while len(self._come) < n:
             try:
-                got = self._socket.recv_into(view[have:])
+                got = self._socket.recv(min(n - len(self._come), _PIECE))
             except OSError as error:
                 raise Closed(str(error)) from None
             if not got:
                 raise Closed("the other end closed the channel")
-            have += got
-        return buffer
+            self._come += got
+        come, self._come = self._come, bytearray()
+        return come
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

@@ -2,7 +2,8 @@
 
 A step is planned (`Scheduler`), executed (an `Executor`) and committed (here). With `overlap` a step is planned and
 launched while the one before is still under way, so that a device never waits for planning: decode rows then feed a
-token that only the device knows yet, and a row whose sequence turns out to have ended is dropped at commit.
+token that only the device knows yet, and a row whose sequence turns out to have ended is dropped at commit. Only where
+somebody guesses tokens (`Drafter`) is each step waited for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
+from plait.serve.drafts import Worth
 from plait.serve.live import running_answers, tree_branches
 from plait.serve.memory import Memory
 from plait.serve.plan import Executor, Row, RowResult, StepPlan, StepResult
@@ -37,13 +39,13 @@ class Engine:
         state_bytes: int = 1,
         ladder: int = 4096,
         overlap: bool = False,
+        worth: Worth | None = None,
     ) -> None:
         """`sizes`: the executor's pools. `ladder`: tokens between the states kept along a long prompt. `overlap` has a
-        second step under way; not together with drafts, which need each result before the next plan.
+        second step under way, but where somebody guesses: what comes next depends on which guesses were right. `worth`
+        says when to guess; None: whenever there is something to.
         """
         limits = limits or Limits()
-        if overlap and limits.n_drafts:
-            raise ValueError("overlap needs n_drafts=0: with drafts the next step depends on which of them were right")
         self.executor, self.limits = executor, limits
         self._n_ahead = int(overlap)
         self._sizes = {"page_size": page_size, "page_bytes": page_bytes, "state_bytes": state_bytes, "ladder": ladder}
@@ -52,6 +54,8 @@ class Engine:
         self._live: dict[int, Sequence] = {}  # by number
         self._requests: dict[int, list[Sequence]] = {}  # the answers still being written
         self._under_way: deque[StepPlan] = deque()
+        self._waited_for: deque[bool] = deque()  # of those under way: whether they were planned with none before them
+        self._worth, self._collected_at = worth, 0.0  # when the last step was, 0 after idleness
         self._n_requests = self._n_sequences = 0
         self._n_steps = self._n_prompt = self._n_generated = self._n_preempted = 0
         self._matched = self._usable = self._n_drafts = self._n_right = 0
@@ -118,20 +122,40 @@ class Engine:
     def launch(self) -> bool:
         """The first half of a step: plan one and set it going. Whether a result is due."""
         with self._all_or_nothing():
-            plan = self.scheduler.plan()
+            guesses = self._worth is None or self._worth.is_open(len(self.scheduler.running))
+            alone = not self._under_way
+            plan = self.scheduler.plan(guesses=guesses, alone=alone)
             if plan is not None:
                 self.executor.launch(plan)
                 self._under_way.append(plan)
+                self._waited_for.append(alone)
             assert self._under_way or not self._live, "sequences are left that can't run"
-            return len(self._under_way) > (self._n_ahead if plan is not None else 0)
+            goes_on = plan is not None and not any(row.n_drafts for row in plan.rows)
+            return len(self._under_way) > (self._n_ahead if goes_on else 0)
 
     def collect(self) -> list[Output]:
         """The second half: wait for the oldest step under way, and take in what it brought."""
         with self._all_or_nothing():
             result = self.executor.collect()
-            outputs = self._commit(self._under_way.popleft(), result)
+            plan, waited = self._under_way.popleft(), self._waited_for.popleft()
+            outputs = self._commit(plan, result)
         self._n_steps += 1
+        if self._worth is not None:
+            self._time(plan, result, waited)
         return outputs
+
+    def _time(self, plan: StepPlan, result: StepResult, waited: bool) -> None:
+        """Tell `worth` of a step without prompts behind another one."""
+        before, self._collected_at = self._collected_at, 0.0 if self.is_idle else perf_counter()
+        if not waited and self._n_steps % 4:  # of those that nothing is decided by, some are enough
+            return
+        lengths = [row.n_tokens for row in plan.rows if row.context_len]
+        if self._worth is None or not before or len(lengths) < len(plan.rows):
+            return
+        if lengths and max(lengths) <= 2 * self.limits.n_drafts + 1:
+            n_tokens = sum(len(row.token_ids) for row in result.rows)
+            guessing = max(lengths) > 1 or (waited and self._n_ahead > 0)
+            self._worth.note(len(lengths), n_tokens, perf_counter() - before, guessing=guessing)
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -150,6 +174,7 @@ class Engine:
         self._live.clear()
         self._requests.clear()
         self._under_way.clear()
+        self._waited_for.clear()
 
     def _commit(self, plan: StepPlan, result: StepResult) -> list[Output]:
         """Take drawn tokens into the books; what each answer gained, in the order of the rows."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from plait.accounting import Dtype, kv_bytes, recurrent_bytes
+from plait import accounting
+from plait.accounting import Dtype, recurrent_bytes
 from plait.config import ModelConfig
 from plait.serve.options import EngineOptions
 from plait.serve.pools import PoolSizes
@@ -24,7 +25,8 @@ class Fitted:
     sizes: PoolSizes
     max_context: int
     page_bytes: int
-    state_bytes: int
+    state_bytes: int  # on the device
+    host_state_bytes: int  # on the host and on disk
 
 
 def fit_pools(
@@ -36,13 +38,18 @@ def fit_pools(
     kv_dtype: Dtype,
     free_bytes: int,
     all_bytes: int | None = None,
+    split: int = 1,
 ) -> Fitted:
-    """Pools for `free_bytes` of device memory beside the weights; a size that was asked for may take `all_bytes`.
+    """Pools for `free_bytes` of device memory beside the weights; a size that was asked for may take `all_bytes`. All
+    bytes are those of `split` processes together, each of which has a share of every state and page, and of pages no
+    less than one head.
 
     Every running sequence has a slot, and one sequence of max_context tokens has pages. If that doesn't fit and
     max_context was not given, it is what fits; if it was given, ValueError says what does.
     """
-    page_bytes, state_bytes = kv_bytes(config, page_size, kv_dtype), recurrent_bytes(config, dtype)
+    page_bytes, state_bytes = accounting.page_bytes(config, page_size, kv_dtype), recurrent_bytes(config, dtype)
+    page_bytes *= max(1, split // config.n_kv_heads)
+    host_bytes = recurrent_bytes(config, dtype, "int8") if options.host_state_dtype == "int8" else state_bytes
     n_slots = options.max_running * (2 if options.n_drafts else 1)  # with drafts, the state before them too
     left = free_bytes - n_slots * state_bytes
     most_states = MOST_STATES * options.max_running
@@ -53,6 +60,11 @@ def fit_pools(
             f"{max(left, all_bytes or 0) / GIB:.2f}: ask for fewer"
         )
     wanted = options.max_context or config.max_context
+    if options.cache_tokens is not None and options.max_context and n_pages * page_size < wanted:
+        raise ValueError(
+            f"cache_tokens={options.cache_tokens} can't hold one answer of max_context={wanted} tokens: "
+            "make the one larger or the other smaller"
+        )
     max_context = min(wanted, n_pages * page_size)
     if max_context < 1 or (options.max_context and max_context < wanted):
         raise ValueError(
@@ -74,14 +86,15 @@ def fit_pools(
         PoolSizes(
             slots=n_slots + n_states,
             pages=n_pages,
-            host_slots=int(host * STATE_SHARE) // state_bytes if state_bytes else 0,
+            host_slots=int(host * STATE_SHARE) // host_bytes if host_bytes else 0,
             host_pages=int(host * (1 - STATE_SHARE)) // page_bytes if page_bytes else 0,
-            disk_slots=int(disk * STATE_SHARE) // state_bytes if state_bytes else 0,
+            disk_slots=int(disk * STATE_SHARE) // host_bytes if host_bytes else 0,
             disk_pages=int(disk * (1 - STATE_SHARE)) // page_bytes if page_bytes else 0,
         ),
         max_context,
         page_bytes,
         state_bytes,
+        host_bytes,
     )
 
 

@@ -143,11 +143,23 @@ class DecodeGraphs:
         return static.logits[:n]
 
     @torch.inference_mode()
+    def run_all(self) -> None:
+        """Every step that `capture_all` makes, once, and keep none."""
+        for size in self.sizes:
+            StaticDecode(*self._parts, size).step()
+
+    @torch.inference_mode()
     def capture_all(self) -> None:
         """Make every size now, the largest first, so that the others share its memory."""
         for size in reversed(self.sizes):
             if self._pays():
                 self._get(size)
+
+    @torch.inference_mode()
+    def try_one(self) -> None:
+        """Make the step of one row now: why steps can't be kept is then said before the first answer, not within it."""
+        if self._pays():
+            self._get(self.sizes[0])
 
     def _pays(self) -> bool:
         return self._keep is not None or self.why_not is None

@@ -20,12 +20,21 @@ class PageTables:
     """Which pages each slot's sequence has: on the host, and the same on the device."""
 
     def __init__(self, n_slots: int, max_pages: int, n_pages: int, device: torch.device) -> None:
-        """Pages run from 0 to n_pages - 1; the one behind them is the spare, with which the tables begin."""
+        """Pages run from 0 to n_pages - 1; the one behind them is the spare, with which the tables begin: the last
+        slot's at once, another's when that is first used. They may have 64 MiB, which only slots in use shall take.
+        """
         self.n_pages = n_pages
-        self.host = np.full((n_slots, max_pages), n_pages, np.int32)
+        self.host = np.empty((n_slots, max_pages), np.int32)
+        self._is_begun = [False] * n_slots
+        self._begin(n_slots - 1)
         self.forget()
-        shared = torch.from_numpy(self.host)
-        self.device = shared if device.type == "cpu" else shared.to(device)  # on a CPU they are the same memory
+        if device.type == "cpu":
+            self.device = torch.from_numpy(self.host)  # the same memory
+        else:
+            self.device = torch.full(self.host.shape, n_pages, dtype=torch.int32, device=device)
+
+    def _begin(self, slot: int) -> None:
+        self.host[slot], self._is_begun[slot] = self.n_pages, True
 
     def forget(self) -> None:
         """Send all pages anew."""
@@ -43,6 +52,8 @@ class PageTables:
         self._known[slot] = pages, n
         if n > self.host.shape[1]:
             raise ValueError(f"{n} pages of one sequence; max_context has room for {self.host.shape[1]}")
+        if not self._is_begun[slot]:
+            self._begin(slot)
         line = self.host[slot]
         line[n_same:n] = new = pages[n_same:n]
         if min(new) < 0 or max(new) >= self.n_pages:
@@ -75,7 +86,9 @@ def sent_together(arrays: Sequence[np.ndarray], device: torch.device) -> list[Te
 
 
 def packed(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Arrays as bytes, one behind the other, each from a whole 64-bit word on."""
+    """Arrays as bytes, one behind the other, each at a multiple of 16 bytes: Triton compiles for other addresses apart,
+    and requests would wait for that.
+    """
     places = _places(arrays)
     out = np.empty(places[-1], np.uint8)
     for array, place in zip(arrays, places, strict=False):
@@ -92,7 +105,7 @@ def unpacked(there: Tensor, arrays: Sequence[np.ndarray]) -> list[Tensor]:
 
 
 def _places(arrays: Sequence[np.ndarray]) -> list[int]:
-    return np.cumsum([0, *(-(-array.nbytes // 8) * 8 for array in arrays)]).tolist()
+    return np.cumsum([0, *(-(-array.nbytes // 16) * 16 for array in arrays)]).tolist()
 
 
 TORCH_TYPES = {"int64": torch.int64, "int32": torch.int32, "bool": torch.bool}

@@ -10,7 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -56,6 +56,7 @@ class LLM:
         host_gib: float = 0.0,
         disk: str | Path | None = None,
         disk_gib: float = 0.0,
+        host_state_dtype: str = "float32",
         n_drafts: int = 0,
         tensor_parallel: int = 1,
         expert_parallel: bool = False,
@@ -66,10 +67,11 @@ class LLM:
         max_batched_tokens the tokens of one step, so that memory does not grow with the prompt; max_running the answers
         written at once. kv_dtype: of keys and values, also `int8` (None: the model's). cache_tokens: how many the cache
         has room for (None: a share of the memory). host_gib: memory beside a GPU's for what its cache has no room for;
-        disk, a folder, and disk_gib of it: for what neither has. n_drafts: tokens guessed from the text before and
-        verified at once. tensor_parallel: processes that share the model, each on a GPU of its own; the engine is then
-        in another process too; expert_parallel: they share mixtures by whole experts. Raises ValueError for options
-        that no model or this machine can have.
+        disk, a folder, and disk_gib of it: for what neither has; host_state_dtype: `int8` for states there of a third
+        of the bytes, which are not exact. n_drafts: tokens guessed from the text before and verified at once.
+        tensor_parallel: processes that share the model, each on a GPU of its own; the engine is then in another process
+        too; expert_parallel: they share mixtures by whole experts. Raises ValueError for options that no model or this
+        machine can have.
         """
         options = EngineOptions(
             str(model),
@@ -85,6 +87,7 @@ class LLM:
             host_gib=host_gib,
             disk=None if disk is None else str(disk),
             disk_gib=disk_gib,
+            host_state_dtype=host_state_dtype,
             n_drafts=n_drafts,
             tensor_parallel=tensor_parallel,
             expert_parallel=expert_parallel,
@@ -213,8 +216,9 @@ class LLM:
         try:
             outputs = self.engine.step()
         except BaseException as error:
-            for answer in self._open.values():  # the engine has dropped them all
-                answer.error = f"the engine failed while this was written: {error}"
+            for answer in self._open.values():  # an engine in this process has dropped them all
+                answer.error = f"the engine failed while this was written: {str(error) or type(error).__name__}"
+                self.engine.abort(answer.request, answer.nth)
             self._open.clear()
             raise
         for out in outputs:
@@ -249,17 +253,25 @@ class _Answer:
         self.error: str | None = None
 
 
-def _listed(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
-    single = isinstance(prompts, str | GenerationRequest) or (len(prompts) > 0 and isinstance(prompts[0], int))
-    return [prompts] if single else prompts  # type: ignore[list-item, return-value]
+def _listed(prompts: Any) -> Sequence[Prompt]:
+    if hasattr(prompts, "tolist"):  # an array or a tensor, of one prompt or of several
+        prompts = prompts.tolist()
+    if isinstance(prompts, str | GenerationRequest) or not isinstance(prompts, Sequence):
+        return [prompts]
+    return [prompts] if len(prompts) > 0 and isinstance(prompts[0], int) else prompts
 
 
-def _asked(prompt: Prompt, params: SamplingParams) -> GenerationRequest:
+def _asked(prompt: Any, params: SamplingParams) -> GenerationRequest:
     if isinstance(prompt, GenerationRequest):
         return prompt
     if isinstance(prompt, str):
         return GenerationRequest(prompt=prompt, sampling=params)
-    return GenerationRequest(token_ids=prompt, sampling=params)
+    if isinstance(prompt, Sequence) or hasattr(prompt, "tolist"):
+        return GenerationRequest(token_ids=prompt, sampling=params)
+    raise ValueError(
+        f"a prompt is text, a list of token ids, or a GenerationRequest, not {type(prompt).__name__} "
+        "(messages go into GenerationRequest(messages=...))"
+    )
 
 
 def _score(completion: Completion, n: int) -> Score:

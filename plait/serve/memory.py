@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Hashable
 
 from plait.serve.plan import Copy, Place, Tier
-from plait.serve.pools import Kind, Pools, PoolSizes
+from plait.serve.pools import KINDS, TIERS, Kind, Pools, PoolSizes
 from plait.serve.prefix_tree import Match, Node, PrefixTree
 from plait.serve.sequence import Sequence
 
@@ -268,30 +268,35 @@ class Memory:
 
     def check(self, sequences: list[Sequence], spare_slots: list[int]) -> None:
         """AssertionError unless every place has exactly one owner, and locks are those of the running sequences."""
-        owned = {key: list(pool.free) for key, pool in self.pools.items()}
-        owned["state", "device"] += [*(s.slot for s in sequences), *spare_slots]
+        pages, states = ({tier: self.pools[kind, tier].free for tier in TIERS} for kind in KINDS)
+        states["device"] += [*(s.slot for s in sequences), *spare_slots]
         paths = [list(s.node.path()) for s in sequences]
         n_through = Counter(node for path in paths for node in path)
-        n_evictable = 0
+        n_evictable, page_size = 0, self.page_size
         for node in self.tree.nodes:
-            owned["page", node.tier] += node.pages
+            tier, own, n_tokens, locks = node.tier, node.pages, len(node.tokens), node.locks
+            pages[tier] += own
             if node.state is not None:
-                owned["state", node.state.tier].append(node.state.number)
-            elif len(node.tokens) % self.page_size:
-                raise AssertionError("a tail without a state")
-            assert node.locks == n_through[node], f"{node.locks} locks, {n_through[node]} sequences"
+                states[node.state.tier].append(node.state.number)
+            else:
+                assert n_tokens % page_size == 0, "a tail without a state"
+            assert locks == n_through.get(node, 0), f"{locks} locks, {n_through[node]} sequences"
             assert node.is_alive
-            assert len(node.pages) == self.n_pages_for(len(node.tokens))
-            if node.locks == 0 and node.tier == "device":
-                n_evictable += len(node.pages)
+            assert len(own) == -(-n_tokens // page_size)
+            if locks == 0 and tier == "device":
+                n_evictable += len(own)
         for s, path in zip(sequences, paths, strict=True):
             shared = [page for node in reversed(path) for page in node.pages]
             assert s.pages[: len(shared)] == shared
             assert s.n_held == len(s.pages) * self.page_size >= s.n_fed
             assert all(node.tier == "device" for node in path)
-            owned["page", "device"] += s.pages[len(shared) :]
-        for key, pool in self.pools.items():
-            assert sorted(owned[key]) == list(range(pool.size)), f"{key}: lost or owned twice"
+            pages["device"] += s.pages[len(shared) :]
+        for kind, owned in zip(KINDS, (pages, states), strict=True):
+            for tier, numbers in owned.items():
+                assert sorted(numbers) == list(range(self.sizes.of(kind, tier))), f"{kind} {tier}: lost or owned twice"
         assert self.tree.n_evictable == n_evictable
-        reached = {n for root in self.tree.roots.values() for n in root.below()}
-        assert reached == {*self.tree.nodes, *self.tree.roots.values()}
+        reached = list(self.tree.roots.values())
+        for node in reached:
+            reached += node.children.values()
+        assert len(reached) == len(self.tree.roots) + len(self.tree.nodes)
+        assert self.tree.nodes.keys() <= set(reached)

@@ -25,8 +25,9 @@ class EngineOptions:
     cache_tokens: int | None = None  # that keys and values have room for
     cached_states: int | None = None  # kept for prefixes, beside those of running answers
     host_gib: float = 0.0  # of host memory for what the cache of a GPU has no room for
-    disk: str | None = None  # a folder for what neither has room for; emptied at the start
-    disk_gib: float = 0.0
+    disk: str | None = None  # a folder for what neither has room for; what dead engines left there is removed
+    disk_gib: float = 0.0  # of it for each engine
+    host_state_dtype: str = "float32"  # of the SSM states in host_gib and on disk; int8: a third of a state, not exact
     ladder: int = 4096  # tokens between the states kept along a long prompt
     n_drafts: int = 0  # tokens guessed from the text before and verified at once; 0: none
     tensor_parallel: int = 1  # processes that share the model
@@ -41,6 +42,10 @@ class EngineOptions:
                 raise ValueError(f"{name}={value} must be at least {low}")
         if self.expert_parallel and self.tensor_parallel == 1:
             raise ValueError("expert_parallel deals experts out to processes: give tensor_parallel at least 2")
+        if self.host_state_dtype not in ("float32", "int8"):
+            raise ValueError(f"host_state_dtype={self.host_state_dtype!r} must be float32 or int8")
+        if self.host_state_dtype == "int8" and not (self.host_gib or self.disk_gib):
+            raise ValueError("host_state_dtype='int8' is of states beside the device's: give host_gib, or disk")
         if (self.disk is None) != (self.disk_gib == 0):
             raise ValueError(
                 f"disk={self.disk!r} and disk_gib={self.disk_gib} go together: a folder, and how much of it"

@@ -9,6 +9,7 @@ from plait.serve.plan import Place, Tier
 
 Kind = Literal["state", "page"]
 
+KINDS: tuple[Kind, ...] = ("page", "state")
 TIERS: tuple[Tier, ...] = ("device", "host", "disk")
 
 
@@ -24,8 +25,8 @@ class Pool:
         return len(self._free)
 
     @property
-    def free(self) -> frozenset[int]:
-        return frozenset(self._free)
+    def free(self) -> list[int]:
+        return list(self._free)
 
     def take(self, n: int) -> list[int]:
         """n numbers; there must be as many."""
@@ -66,8 +67,7 @@ class Pools:
     """One pool for each kind and tier."""
 
     def __init__(self, sizes: PoolSizes) -> None:
-        kinds: tuple[Kind, ...] = ("state", "page")
-        self._pools = {(kind, tier): Pool(sizes.of(kind, tier)) for kind in kinds for tier in TIERS}
+        self._pools = {(kind, tier): Pool(sizes.of(kind, tier)) for kind in KINDS for tier in TIERS}
 
     def __getitem__(self, key: tuple[Kind, Tier]) -> Pool:
         return self._pools[key]

@@ -1,5 +1,5 @@
-"""Steps with prompts in them on fixed buffers, as CUDA graphs: a few hundred launches a step become one, which for
-chunks of up to about a thousand tokens halves the time (docs/kernels.md).
+"""Steps with prompts or guesses in them on fixed buffers, as CUDA graphs: a few hundred launches a step become one,
+which for chunks of up to about a thousand tokens halves the time (docs/kernels_launch.md).
 
 A graph is of so many tokens and rows. What a step leaves free belongs to one more sequence, padding, whose slot and
 pages are the spare ones; rows that decode are segments of one token. Lengths, slots, pages and where a state is
@@ -9,7 +9,7 @@ exported lie on the device, so one graph serves any step that fits.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -24,23 +24,43 @@ from plait.serve.inputs import PageTables, Rows, packed, sent, unpacked
 
 LARGEST = 1024  # tokens: above it the kernels take longer than their launches, and long chunks have faster attention
 LONGEST = 4096  # tokens of a sequence, from which one token's keys should be split among programs
+FEW = 4  # tokens a row on average, up to which kernels do that
 log = logging.getLogger("plait.serve")
 
+Shape = tuple[int, int]  # tokens, rows
 
-def sizes_up_to(largest: int) -> list[int]:
-    """Token counts of the graphs: where experts' weights bound the time, padding is free; then steps of 128."""
-    return [n for n in (16, 32, 64, 128, 256, *range(384, largest, 128)) if n < largest] + [largest]
+
+def prompt_shapes(largest: int, most_rows: int) -> list[Shape]:
+    """For steps with prompts of up to `largest` tokens: where experts' weights bound the time, padding is free; then
+    steps of 128; each for one row and for as many as may run.
+    """
+    sizes = [n for n in (16, 32, 64, 128, 256, *range(384, largest, 128)) if n < largest] + [largest]
+    return [(n_tokens, n_rows) for n_tokens in sizes for n_rows in sorted({1, most_rows})]
+
+
+def guess_shapes(n_drafts: int, most_rows: int) -> list[Shape]:
+    """For steps in which rows verify up to n_drafts guesses each, and others decode. Each token costs the weights of
+    its experts, so one row has a graph of every length (what was right before a wrong guess is fed again). All have
+    rows enough, if need be empty ones, for FEW tokens a row.
+    """
+    shapes = {(n, 1) for n in range(2, 2 * n_drafts + 2)}
+    per_row = [n for n in (1.5, 2, 3, 4, 6, 8, 12, 16) if n < n_drafts + 1] + [n_drafts + 1]
+    for n_rows in [n for n in (2, 4, 8, 16, 64) if n < most_rows] + [most_rows] * (most_rows > 1):
+        shapes |= {(int(n * n_rows), n_rows) for n in per_row}
+    return sorted({(n_tokens, max(n_rows, -(-n_tokens // FEW) - 1)) for n_tokens, n_rows in shapes})
 
 
 class StaticPrefill:
     """One step of up to n_tokens tokens of up to n_rows rows, all of whose inputs lie in buffers that never move."""
 
     def __init__(
-        self, model: LanguageModel, state: State, tables: PageTables, last: Tensor, hidden: Tensor, n_rows: int
-    ) -> None:
+        self, model: LanguageModel, state: State, tables: PageTables, last: Tensor, hidden: Tensor, n_rows: int, *,
+        exporting: bool,
+    ) -> None:  # fmt: skip
         """`state` and `tables` have a spare slot, their last; `last` [n_seats] holds drawn tokens; the results go to
         hidden [n_tokens, d_model].
         """
+        self.exporting = exporting
         self.model, self.state, self.tables, self.last, self.hidden = model, state, tables, last, hidden
         self.n_tokens = n_tokens = len(hidden)
         self.spare, n = state.n_slots - 1, n_rows + 1
@@ -89,60 +109,67 @@ class StaticPrefill:
             fresh=fresh,
             context_lens=contexts,
             page_table=self._page_table,
-            exports=Exports(at, self._segments, export_slots),
+            exports=Exports(at, self._segments, export_slots) if self.exporting else None,
         )
         self.hidden.copy_(self.model(self._token_ids, layout, self.state, keep="none").hidden)
 
 
 class PrefillGraphs:
-    """Static steps by number of tokens, for one row and for as many as may run."""
+    """Static steps by number of tokens and rows."""
 
     def __init__(
-        self, model: LanguageModel, state: State, tables: PageTables, last: Tensor, *, most_rows: int,
-        keep: Literal[True] | None, largest: int = LARGEST,
+        self, model: LanguageModel, state: State, tables: PageTables, last: Tensor, shapes: Sequence[Shape], *,
+        exporting: bool = True, keep: Literal[True] | None,
     ) -> None:  # fmt: skip
-        """keep: None holds what `capture_all` could make on a GPU, True also runs uncaptured, for tests. Up to largest
-        tokens, but no more than a line of `tables` has pages for, since padding may be all of them.
+        """exporting: whether rows may ask for a state inside their tokens. keep: None holds what `capture_all` could
+        make on a GPU, True also runs uncaptured, for tests. Of the shapes, those remain for whose tokens a line of
+        `tables` has pages, since padding may be all of them.
         """
-        largest = min(largest, tables.host.shape[1] * state.page_size)
-        hidden = torch.empty(largest, model.config.d_model, dtype=model.dtype, device=last.device)
+        room = tables.host.shape[1] * state.page_size
+        self._shapes = sorted({(min(n_tokens, room), n_rows) for n_tokens, n_rows in shapes})
+        hidden = torch.empty(self._shapes[-1][0], model.config.d_model, dtype=model.dtype, device=last.device)
         self._hidden, self._parts = hidden, (model, state, tables, last)
-        self._rows = sorted({1, most_rows})
-        self._sizes, self._keep = sizes_up_to(largest), keep
-        self._steps: dict[tuple[int, int], tuple[StaticPrefill, Callable[[], object]]] = {}
+        self._exporting, self._keep = exporting, keep
+        self._steps: dict[Shape, tuple[StaticPrefill, Callable[[], object]]] = {}
         self.why_not: str | None = None  # why steps can't be kept, once that was seen
 
     def run(self, rows: Rows) -> Tensor | None:
         """Hidden states [n_tokens, d_model], good until the next step; None if the step fits no graph."""
-        if int(rows.contexts.max()) + max(rows.lengths) > LONGEST:
+        n_rows, n_tokens = len(rows.slots), rows.n_tokens
+        shape = next((shape for shape in self._shapes if shape[0] >= n_tokens and shape[1] >= n_rows), None)
+        if shape is None or (rows.exports and not self._exporting):
             return None
-        n_rows = next((n for n in self._rows if n >= len(rows.slots)), None)
-        n_tokens = next((n for n in self._sizes if n >= rows.n_tokens), None)
-        if n_rows is None or n_tokens is None:
+        if shape[0] > FEW * (shape[1] + 1) and int(rows.contexts.max()) + max(rows.lengths) > LONGEST:
             return None
-        if self._keep and (n_tokens, n_rows) not in self._steps:
-            static = self._static(n_tokens, n_rows)
-            self._steps[n_tokens, n_rows] = static, static.step
-        if (n_tokens, n_rows) not in self._steps:
+        if self._keep and shape not in self._steps:
+            static = self._static(shape)
+            self._steps[shape] = static, static.step
+        if shape not in self._steps:
             return None
-        static, replay = self._steps[n_tokens, n_rows]
+        static, replay = self._steps[shape]
         static.fill(rows)
         replay()
-        return static.hidden[: rows.n_tokens]
+        return static.hidden[:n_tokens]
 
-    def _static(self, n_tokens: int, n_rows: int) -> StaticPrefill:
-        return StaticPrefill(*self._parts, self._hidden[:n_tokens], n_rows)
+    def _static(self, shape: Shape) -> StaticPrefill:
+        n_tokens, n_rows = shape
+        return StaticPrefill(*self._parts, self._hidden[:n_tokens], n_rows, exporting=self._exporting)
+
+    @torch.inference_mode()
+    def run_all(self) -> None:
+        """Every step that `capture_all` makes, once, and keep none."""
+        for shape in self._shapes:
+            self._static(shape).step()
 
     @torch.inference_mode()
     def capture_all(self, pool: Any = None) -> None:
         """Make every graph, the largest first, so that the others share its memory; `pool`: also of other graphs."""
-        for n_tokens in reversed(self._sizes):
-            for n_rows in reversed(self._rows):
-                static = self._static(n_tokens, n_rows)
-                kept = captured(static.step, pool)
-                if isinstance(kept, str):
-                    self.why_not = kept
-                    log.warning("steps with prompts run one kernel at a time, not as a graph: %s", kept)
-                    return
-                pool = kept.pool()
-                self._steps[n_tokens, n_rows] = static, kept.replay
+        for shape in reversed(self._shapes):
+            static = self._static(shape)
+            kept = captured(static.step, pool)
+            if isinstance(kept, str):
+                self.why_not = kept
+                log.warning("steps with prompts run one kernel at a time, not as a graph: %s", kept)
+                return
+            pool = kept.pool()
+            self._steps[shape] = static, kept.replay

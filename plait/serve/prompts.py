@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +75,7 @@ class Prompts:
         if asked.prompt is not None:
             return [self.config.bos_id, *self.encode(asked.prompt)]
         assert asked.token_ids is not None
-        return list(asked.token_ids)
+        return _integers(asked.token_ids)
 
     def encode(self, text: str | Sequence[int]) -> list[int]:
         """Token ids of text, without bos; token ids as they are."""
@@ -104,3 +105,13 @@ class Prompts:
                 raise ValueError(f"{name}: token id {unknown[0]} is not below vocab_size={vocab_size}")
         if params.stop and self.tokenizer is None:
             raise ValueError("stop strings need a tokenizer, and this model's folder has none; use stop_token_ids")
+
+
+def _integers(token_ids: Sequence[int]) -> list[int]:
+    """A list of Python's integers, also from an array or a tensor: the prefix cache compares them by value."""
+    given = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
+    try:
+        return [operator.index(i) for i in given]
+    except TypeError:
+        wrong = next(i for i in given if not hasattr(i, "__index__"))
+        raise ValueError(f"token ids must be integers, got {wrong!r}") from None

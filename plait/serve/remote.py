@@ -5,6 +5,7 @@ so that a worker that dies ends that process and not the caller's.
 from __future__ import annotations
 
 import atexit
+import contextlib
 
 from plait.serve.channel import Channel, Closed, how_it_ended, start_child
 from plait.serve.messages import Abort, Add, AskStats, Failed, FromEngine, Outputs, Ready, Refused, Setup, Stats
@@ -22,11 +23,12 @@ class RemoteEngine:
         atexit.register(self.close)
         self._open: dict[int, set[int]] = {}  # request -> the answers that haven't ended
         self._n_requests = 0
-        self._channel.send(Setup(options))
+        self._why_gone: str | None = None
+        self._send(Setup(options))
         try:
             ready = self._channel.receive()
         except Closed:
-            raise EngineError(f"the engine process died ({how_it_ended(self._child)})") from None
+            raise self._gone() from None
         if isinstance(ready, Failed):
             raise ValueError(ready.reason)
         assert isinstance(ready, Ready)
@@ -40,16 +42,17 @@ class RemoteEngine:
         """Queue a request; returns its number. What the engine refuses comes as outputs with an error."""
         number = self._n_requests
         self._n_requests += 1
+        self._send(Add(number, request))
         self._open[number] = set(range(request.params.n))
-        self._channel.send(Add(number, request))
         return number
 
     def abort(self, request: int, answer: int | None = None) -> None:
         """Stop writing one answer of a request, or all of them. Nothing more comes of it."""
         if request not in self._open:
             return
-        self._channel.send(Abort(request, answer))
         self._ended(request, answer)
+        with contextlib.suppress(EngineError):  # with the engine everything in it ended
+            self._send(Abort(request, answer))
 
     def step(self) -> list[Output]:
         """Wait for what comes next. Nothing if there is nothing to do."""
@@ -73,7 +76,7 @@ class RemoteEngine:
     def stats(self) -> EngineStats:
         """Only while nothing is being written: outputs would be in the way."""
         assert self.is_idle
-        self._channel.send(AskStats(0))
+        self._send(AskStats(0))
         while not isinstance(message := self._next(), Stats):
             pass  # of answers that were aborted
         return message.stats
@@ -84,15 +87,33 @@ class RemoteEngine:
         self._child.kill()
         self._child.wait()
 
+    def _send(self, message: Setup | Add | Abort | AskStats) -> None:
+        if self._why_gone is not None:
+            raise EngineError(self._why_gone)
+        try:
+            self._channel.send(message)
+        except Closed:
+            raise self._gone() from None
+
     def _next(self) -> Outputs | Refused | Stats:
         try:
             message = self._channel.receive()
         except Closed:
-            message = Failed(f"the engine process died ({how_it_ended(self._child)})")
+            raise self._gone() from None
         if isinstance(message, Failed):
-            self._open.clear()
-            raise EngineError(message.reason)
+            raise self._gone(message.reason)
         return message
+
+    def _gone(self, reason: str | None = None) -> EngineError:
+        """The engine is no more; its last word, or how it ended, is what everybody is told from now on."""
+        with contextlib.suppress(Closed):
+            while self._why_gone is None and reason is None:
+                message = self._channel.receive()
+                reason = message.reason if isinstance(message, Failed) else None
+        if self._why_gone is None:
+            self._why_gone = reason or f"the engine process died ({how_it_ended(self._child)})"
+        self._open.clear()
+        return EngineError(self._why_gone)
 
     def _ended(self, request: int, answer: int | None) -> None:
         left = self._open[request]

@@ -17,7 +17,7 @@ from torch import Tensor
 from plait.model.layout import Layout, Segment
 from plait.model.network import LanguageModel
 from plait.model.state import PAGE_SIZE, State
-from plait.model.warm_up import warm_up
+from plait.model.warm_up import compile_ahead, one_layer_of_each_kind, warm_up
 from plait.serve.drawing import Bans, Histories, Recipe, draw, has_penalties, request_key, uniforms
 from plait.serve.few import ShortSteps
 from plait.serve.grammar import Grammars, Guide
@@ -25,7 +25,7 @@ from plait.serve.graphs import DecodeGraphs
 from plait.serve.inputs import PageTables, Rows, layout_of, sent, sent_together
 from plait.serve.logprobs import SLICE, joined, logprobs_of
 from plait.serve.plan import Row, Start, StepPlan, StepResult
-from plait.serve.prefill_graphs import PrefillGraphs
+from plait.serve.prefill_graphs import LARGEST, PrefillGraphs, guess_shapes, prompt_shapes
 from plait.serve.results import Arriving, DrawnRow, Pending, prompt_after
 from plait.serve.service import Grammar
 from plait.serve.tiers import Tiers
@@ -59,14 +59,17 @@ class Runner:
         host_states: int = 0,
         host_pages: int = 0,
         disk: Path | None = None,
+        int8_states: bool = False,
+        n_drafts: int = 0,
         tokenizer: Tokenizer | None = None,
         static: bool | None = None,
         chunk: int = 2048,
     ) -> None:
         """Plans may name slots below n_slots, pages below n_pages, and as many places in host memory; `disk` is a
-        folder of its own. static: decode steps of up to max_running rows (None: n_slots) run on fixed buffers (None:
-        where they can be kept as graphs or tapes). kv_dtype: of keys and values, None for the model's. split:
-        tensor-parallel processes. chunk: tokens that `embed` runs at once. tokenizer: for grammars.
+        folder of its own; int8_states: SSM states there and on the host are int8. static: decode steps of up to
+        max_running rows (None: n_slots) run on fixed buffers (None: where they can be kept as graphs or tapes).
+        kv_dtype: of keys and values, None for the model's. split: tensor-parallel processes. n_drafts: that rows may
+        have, for graphs. chunk: tokens that `embed` runs at once. tokenizer: for grammars.
         """
         self.model = model.eval()
         config = model.config
@@ -90,10 +93,12 @@ class Runner:
             self._tables = PageTables(n_slots + 1, max_pages, n_pages, self.device)
             self._last = torch.zeros(4 * n_slots, dtype=torch.long, device=self.device)  # drawn tokens, by seat
             self._histories = Histories(config.vocab_size, self.device)
-            self._tiers = Tiers(self.state, host_states=host_states, host_pages=host_pages, disk=disk)
+            self._tiers = Tiers(
+                self.state, host_states=host_states, host_pages=host_pages, disk=disk, int8_states=int8_states
+            )
             self.max_running, self.split = min(max_running or n_slots, n_slots), split
-            self._static = static
-            self.graphs, self.short, self.prefills = self._graphs(), self._short(), self._prefills()
+            self._static, self._n_drafts = static, n_drafts
+            self._make_static()
         self.n_slots, self.n_pages, self.chunk = n_slots, n_pages, chunk
         self._seats: dict[int, int] = {}  # sequence -> where its last drawn token is kept, from start to release
         self._free_seats = list(range(4 * n_slots))
@@ -129,14 +134,25 @@ class Runner:
     @torch.inference_mode()
     def warm_up(self, most_tokens: int | None = None) -> None:
         """Before the first sequence: make all static decode steps now rather than when they are first needed, and on a
-        GPU run prefills of up to most_tokens (None: `chunk`), so that no request waits for a compiler.
+        GPU run prefills of up to most_tokens (None: `chunk`), so that no request waits for a compiler. Processes that
+        share the model do so together.
         """
-        if self.device.type == "cuda" and self.split == 1:  # untried where processes must compile in step
-            warm_up(self.model, self.state, most_tokens or self.chunk)
-            if self.prefills is not None:
-                self.prefills.capture_all()
+        most = most_tokens or self.chunk
+        if self.device.type == "cuda":
+            compile_ahead(lambda: self._rehearse(most), share=((self.device.index or 0) % self.split, self.split))
+            warm_up(self.model, self.state, most)
+            for prefills in self.prefills:
+                prefills.capture_all()
         if self.graphs is not None:
             self.graphs.capture_all()
+
+    def _rehearse(self, most_tokens: int) -> None:
+        """Every step that `warm_up` takes, on the kinds of layers there are."""
+        with one_layer_of_each_kind(self.model):
+            warm_up(self.model, self.state, most_tokens)
+            for steps in (*self.prefills, self.graphs):
+                if steps is not None:
+                    steps.run_all()
 
     def reset(self) -> None:
         """Forget all sequences and steps under way."""
@@ -191,7 +207,7 @@ class Runner:
             n = len(self._last)
             self._last = torch.cat([self._last, torch.zeros_like(self._last)])
             self._free_seats = list(range(n, 2 * n))
-            self.graphs, self.short, self.prefills = self._graphs(), self._short(), self._prefills()
+            self._make_static()
         self._seats[start.sequence] = self._free_seats.pop()
         self._kept[start.sequence] = Kept(start, request_key(seed, start.answer), guide)
 
@@ -206,26 +222,25 @@ class Runner:
         if sequences:
             self._recipe = None  # a number may come back
 
-    def _graphs(self) -> DecodeGraphs | None:
-        if self._static is False:
-            return None
-        return DecodeGraphs(
-            self.model, self.state, self._tables, self._last, largest=self.max_running, keep=self._static
-        )
-
-    def _prefills(self) -> PrefillGraphs | None:
-        if self._static is False or (self._static is None and self.device.type == "cpu"):
-            return None
-        if self.split > 1 or self.model.config.mamba_kind != "mamba":  # untried, or with lengths read by the host
-            return None
-        return PrefillGraphs(
-            self.model, self.state, self._tables, self._last, most_rows=self.max_running, keep=self._static
-        )
-
-    def _short(self) -> ShortSteps | None:
-        if self._static is not None or self.device.type != "cpu":
-            return None
-        return ShortSteps(self.model, self.state, self._tables, self._last)
+    def _make_static(self) -> None:
+        """Steps on fixed buffers, none kept yet: those that only decode, on a CPU those of few tokens, on a GPU those
+        with guesses, and those with prompts.
+        """
+        is_cpu, kept = self.device.type == "cpu", self._static
+        parts = self.model, self.state, self._tables, self._last
+        self.graphs: DecodeGraphs | None = None
+        self.short: ShortSteps | None = None
+        self.prefills: list[PrefillGraphs] = []
+        if kept is False:
+            return
+        self.graphs = DecodeGraphs(*parts, largest=self.max_running, keep=kept)
+        if is_cpu and kept is None:
+            self.short = ShortSteps(*parts)
+        elif self.model.config.mamba_kind == "mamba":  # Mamba-2 reads lengths on the host
+            if self._n_drafts:
+                shapes = guess_shapes(self._n_drafts, self.max_running)
+                self.prefills.append(PrefillGraphs(*parts, shapes, exporting=False, keep=kept))
+            self.prefills.append(PrefillGraphs(*parts, prompt_shapes(LARGEST, self.max_running), keep=kept))
 
     def _step(self, plan: StepPlan) -> Pending:
         self._check(plan.rows)
@@ -238,8 +253,8 @@ class Runner:
             logits = self.graphs.run(rows)
         elif self.short is not None and not any(row.wants_prompt_logprobs for row in plan.rows):
             logits = self.short.run(rows)
-        if logits is None and self.prefills is not None:
-            hidden = self.prefills.run(rows)
+        if logits is None:
+            hidden = next((done for graphs in self.prefills if (done := graphs.run(rows)) is not None), None)
         if logits is None and hidden is None:
             token_ids, layout = layout_of(rows, self._tables, self._last)
             hidden = self.model(token_ids, layout, self.state, keep="none").hidden

@@ -83,13 +83,18 @@ class Scheduler:
         self.memory.give_slot(sequence.spare)
         sequence.spare = -1
 
-    def plan(self) -> StepPlan | None:
-        """The next step, or None if there is nothing to do before another one is committed."""
+    def plan(self, *, guesses: bool = True, alone: bool = True) -> StepPlan | None:
+        """The next step, or None if there is nothing to do before another one is committed. guesses: if there are any.
+        alone: no step is under way.
+        """
+        n_drafts = self.limits.n_drafts if guesses else 0
+        if n_drafts and not alone and self._someone_hopes():
+            return None
         self.n_plans += 1
         self.memory.clock = self.n_plans
         self._share_kept()  # what was waiting for a token: admission may need the slots
         self._admit()
-        rows, behind = self._decode_rows()
+        rows, behind = self._decode_rows(n_drafts if alone else 0)
         self._feed(rows, behind)
         self._share_kept()
         before, after, started, released = self.memory.copies, self._after, self._started, self._released
@@ -119,6 +124,11 @@ class Scheduler:
     def kept_slots(self) -> list[int]:
         """That hold states which are not in the tree yet."""
         return [slot for _, _, slot, _ in self._kept if slot is not None]
+
+    def _someone_hopes(self) -> bool:
+        """Whether a guess is likely behind a token that is still under way."""
+        hoping = [s.drafter.hopes(s.tokens) for s in self.running if s.n_drawing and s.drafter]
+        return any(hoping)
 
     # Admission and preemption
 
@@ -204,13 +214,15 @@ class Scheduler:
 
     # Rows
 
-    def _decode_rows(self) -> tuple[list[Row], list[Sequence]]:
-        """One row for each sequence whose only unfed token is the one drawn last, and those that have more to feed."""
+    def _decode_rows(self, n_drafts: int) -> tuple[list[Row], list[Sequence]]:
+        """One row for each sequence whose only unfed token is the one drawn last, with up to n_drafts guesses behind
+        it, and those that have more to feed.
+        """
         rows: list[Row] = []
         verified: list[Row] = []
         behind: list[Sequence] = []
         make = rows.append
-        running, n_drafts, few = self.running, self.limits.n_drafts, self.limits.few_tokens
+        running, few = self.running, self.limits.few_tokens
         room = min(n_drafts * len(running), few - len(running) if few else 2**31)  # for drafts
         at = 0
         while at < len(running):  # it may get shorter at its end meanwhile

@@ -16,6 +16,8 @@ from plait.parallel.placement import Placement, placements
 MODELS: dict[str, dict[str, Any]] = {
     "full": {"dtype": "float64"},
     "int8": {"dtype": "float32", "quantize": True},
+    "whole_experts": {"dtype": "float64", "whole_experts": True},
+    "whole_experts_int8": {"dtype": "float32", "quantize": True, "whole_experts": True},
     "tied_with_biases": {"dtype": "float64", "model": {"tie_embeddings": True, "proj_bias": True}},
 }
 TOLERANCE = {"float64": 1e-13, "float32": 5e-6}

@@ -22,8 +22,10 @@ from plait.model import LanguageModel, Layout, Segment, State, init_weights
 from plait.parallel import Mesh, ParallelConfig, Plan, parallelize, tensor_parallel
 from plait.parallel.collectives import summed
 from plait.parallel.context import cut_columns, cut_layout
+from plait.parallel.expert import deal_experts
 from plait.parallel.placement import placements
 from plait.parallel.plan import split
+from plait.parallel.tensor import slice_part
 from plait.parallel.whole import gathered_whole
 from plait.quant import quantize
 from plait.train.config import LossConfig, OptimConfig, TrainConfig
@@ -152,7 +154,14 @@ def serving(case: dict[str, Any]) -> dict[str, Any]:
     whole_model, split_model = model_of(case).eval(), model_of(case).eval()
     if case.get("quantize"):
         whole_model, split_model = quantize(whole_model), quantize(split_model)
-    tensor_parallel(split_model, dist.group.WORLD)
+    if case.get("whole_experts"):
+        place = dist.get_rank(), dist.get_world_size()
+        parts = {"embed": split_model.embed, "final_norm": split_model.final_norm, "head": split_model.head}
+        for name, part in (parts | {f"layers.{i}": layer for i, layer in enumerate(split_model.layers)}).items():
+            slice_part(name, part, config=split_model.config, place=place, whole_experts=True)
+        deal_experts(tensor_parallel(split_model, dist.group.WORLD, experts=False, is_sliced=True), dist.group.WORLD)
+    else:
+        tensor_parallel(split_model, dist.group.WORLD)
     sizes = {"n_slots": 3, "n_pages": 6, "dtype": whole_model.dtype}
     states = [State.empty(whole_model.config, **sizes, split=split) for split in (1, dist.get_world_size())]
     random = np.random.default_rng(7)

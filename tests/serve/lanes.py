@@ -7,10 +7,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from plait.serve.plan import Copy, Place, Row, StepPlan, StepResult
-from plait.serve.pools import TIERS, Kind, PoolSizes
+from plait.serve.pools import KINDS, TIERS, PoolSizes
 from plait.serve.runner import Runner
-
-KINDS: tuple[Kind, ...] = ("state", "page")
 
 
 class Lane:
@@ -77,7 +75,7 @@ class Lane:
 
 
 class Lanes:
-    """A runner and its lanes. `overlap`: a step is collected after the next one was launched."""
+    """A runner and its lanes. `overlap`: a step is collected after the next one was launched, if nobody guesses."""
 
     def __init__(self, runner: Runner, lanes: Sequence[Lane], *, overlap: bool) -> None:
         self.runner, self.lanes, self.overlap = runner, lanes, overlap
@@ -110,7 +108,8 @@ class Lanes:
             for lane in self.lanes:
                 lane.planned = None
             self._under_way.append(plans)
-        if self._under_way and (not plans or len(self._under_way) > self.overlap):
+        n_ahead = self.overlap and bool(plans) and not any(row.n_drafts for _, plan in plans for row in plan.rows)
+        while len(self._under_way) > n_ahead:
             brought = {row.sequence: row for row in self.runner.collect().rows}
             for lane, plan in self._under_way.popleft():
                 lane.results.append(StepResult(plan.number, [brought[row.sequence] for row in plan.rows]))

@@ -64,7 +64,7 @@ def random_run(rng: random.Random) -> Run:
     limits = Limits(rng.choice((1, 3, 8, 100)), max_running, n_drafts, aging=rng.choice((1, 4, 20)))
     return Run(
         sizes, vocab_size=vocab_size, limits=limits, page_bytes=rng.choice((1, 9)), state_bytes=rng.choice((1, 9)),
-        ladder=rng.choice((PAGE, 2 * PAGE, 100)), overlap=n_drafts == 0 and rng.random() < 0.5,
+        ladder=rng.choice((PAGE, 2 * PAGE, 100)), overlap=rng.random() < 0.5,
     )  # fmt: skip
 
 

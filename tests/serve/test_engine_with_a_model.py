@@ -60,6 +60,9 @@ class Guesser:
             text.append(rng.randrange(N_IDS) if rng.random() < 0.2 else self.written.get(tuple(text), 1))
         return text[len(tokens) :] if tuple(tokens) in self.written or rng.random() < 0.1 else []
 
+    def hopes(self, tokens: list[int]) -> bool:
+        return random.Random(len(tokens)).random() < 0.3
+
     def note(self, n_right: int) -> None:
         pass
 
@@ -67,10 +70,11 @@ class Guesser:
 class Plain:
     """What the model writes by itself: whole texts, without state, chunks or neighbours."""
 
-    def __init__(self, model: LanguageModel) -> None:
-        self.model = model
+    def __init__(self, model: LanguageModel, near: float = NEAR) -> None:
+        self.model, self.near = model, near
         self.known: set[tuple[tuple[int, ...], int]] = set()  # text, tokens of it that were asked
         self._new: dict[tuple[tuple[int, ...], int], None] = {}
+        self._n_new = 0  # tokens of these
 
     def look_at(self, asked: Asked) -> None:
         prompt = asked.request.prompt
@@ -78,8 +82,9 @@ class Plain:
             text = (*prompt, *answer), len(prompt)
             Guesser.written |= {text[0][:n]: text[0][n] for n in range(len(prompt), len(text[0]))}
             if answer and text not in self.known:
+                self._n_new += len(text[0]) * (text not in self._new)
                 self._new[text] = None
-        if sum(len(tokens) for tokens, _ in self._new) > 8000:
+        if self._n_new > 8000:
             self.check()
 
     @torch.inference_mode()
@@ -94,10 +99,11 @@ class Plain:
         end = 0
         for (tokens, n_prompt), n in zip(self._new, lengths, strict=True):
             missed = behind[end + n_prompt - 1 : end + n - 1]
-            assert missed.max() <= NEAR, f"behind {tokens[:n_prompt]}: {tokens[n_prompt:]} is no greedy answer"
+            assert missed.max() <= self.near, f"behind {tokens[:n_prompt]}: {tokens[n_prompt:]} is no greedy answer"
             end += n
         self.known |= self._new.keys()
         self._new.clear()
+        self._n_new = 0
 
 
 def random_request(rng: random.Random, stems: list[list[int]], seen: list[list[int]]) -> Request:
@@ -115,14 +121,14 @@ def random_request(rng: random.Random, stems: list[list[int]], seen: list[list[i
     )  # fmt: skip
 
 
-def random_engine(rng: random.Random, lane: Lane, overlap: bool) -> Engine:
+def random_engine(rng: random.Random, lane: Lane, overlap: bool, guesses: bool) -> Engine:
     max_running, most = rng.choice((1, 2, 3)), lane.sizes
     sizes = PoolSizes(
         max_running + rng.choice((0, 1, 3, most.slots - 3)), rng.choice((14, 14, 18, most.pages)),
         rng.choice((0, most.host_slots)), rng.choice((0, most.host_pages)),
         *rng.choice(((0, 0), (0, 0), (most.disk_slots, most.disk_pages))),
     )  # fmt: skip
-    n_drafts = 0 if overlap else rng.choice((0, 1, 3))
+    n_drafts = rng.choice((0, 1, 3)) if guesses else 0
     return Engine(
         lane, sizes, page_size=PAGE, ladder=rng.choice((PAGE, 2 * PAGE, 100)), overlap=overlap,
         limits=Limits(rng.choice((3, 7, 16, 64)), max_running, n_drafts, aging=4),
@@ -132,8 +138,8 @@ def random_engine(rng: random.Random, lane: Lane, overlap: bool) -> Engine:
 class Player:
     """Schedules of one lane, one after the other."""
 
-    def __init__(self, lane: Lane, plain: Plain, seen: Counter[str], *, overlap: bool) -> None:
-        self.lane, self.plain, self.seen, self.overlap = lane, plain, seen, overlap
+    def __init__(self, lane: Lane, plain: Plain, seen: Counter[str], *, overlap: bool, guesses: bool) -> None:
+        self.lane, self.plain, self.seen, self.overlap, self.guesses = lane, plain, seen, overlap, guesses
         self.asked: dict[int, Asked] = {}
 
     def play(self, seeds: Iterator[int]) -> Iterator[None]:
@@ -154,7 +160,7 @@ class Player:
             self._count()
         self.asked = {}
         self.lane.begin_engine()
-        self.engine = random_engine(rng, self.lane, self.overlap)
+        self.engine = random_engine(rng, self.lane, self.overlap, self.guesses)
         self.stems = [[rng.randrange(N_IDS) for _ in range(rng.choice((5, 21, 40)))] for _ in range(2)]
 
     def _schedule(self, rng: random.Random) -> Iterator[None]:
@@ -215,24 +221,30 @@ def guessers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Guesser, "written", {})
 
 
-def play(model: LanguageModel, seeds: range, disk: Path, *, n_lanes: int, overlap: bool) -> Counter[str]:
-    """As many schedules as seeds, dealt out to the lanes. Returns how often what happened."""
+def play(
+    model: LanguageModel, seeds: range, disk: Path, *, n_lanes: int, overlap: bool = False, guesses: bool = True,
+    int8_near: float | None = None,
+) -> None:  # fmt: skip
+    """As many schedules as seeds, dealt out to the lanes. With int8_near states outside the device are int8, and a
+    token may be so far from the likeliest.
+    """
     sizes = PoolSizes(slots=9, pages=30, host_slots=4, host_pages=12, disk_slots=3, disk_pages=20)
     runner = Runner(
         model, n_slots=n_lanes * sizes.slots, n_pages=n_lanes * sizes.pages, page_size=PAGE, max_context=LONGEST,
         host_states=n_lanes * sizes.host_slots, host_pages=n_lanes * sizes.host_pages, disk=disk,
+        int8_states=int8_near is not None,
     )  # fmt: skip
     lanes = [Lane(nth, n_lanes, sizes) for nth in range(n_lanes)]
-    plain, seen, left = Plain(model), Counter[str](), iter(seeds)
-    Lanes(runner, lanes, overlap=overlap).run([Player(lane, plain, seen, overlap=overlap).play(left) for lane in lanes])
+    plain, seen, left = Plain(model, int8_near or NEAR), Counter[str](), iter(seeds)
+    players = [Player(lane, plain, seen, overlap=overlap, guesses=guesses) for lane in lanes]
+    Lanes(runner, lanes, overlap=overlap).run([player.play(left) for player in players])
     plain.check()
     runner.close()
     assert seen["schedules"] == len(seeds)
     assert len(plain.known) > len(seeds)
     wanted = {"restored from the host", "restored from disk", "preemptions", "hits", "lost", "aborts"}
-    wanted |= set() if overlap else {"right drafts", "wrong drafts"}
+    wanted |= {"right drafts", "wrong drafts"} if guesses else set()
     assert all(seen[name] > len(seeds) / 50 for name in wanted), seen
-    return seen
 
 
 @pytest.fixture(scope="module")
@@ -244,16 +256,26 @@ def tiny() -> LanguageModel:
 @pytest.mark.parametrize("block", range(3))
 def test_random_schedules(tiny: LanguageModel, tmp_path: Path, block: int, overlap: bool) -> None:
     first = 3200 * block + 1600 * overlap
-    play(tiny, range(first, first + 1600), tmp_path, n_lanes=64, overlap=overlap)
+    play(tiny, range(first, first + 1600), tmp_path, n_lanes=64, overlap=overlap, guesses=not overlap)
+
+
+def test_random_schedules_that_wait_where_somebody_guesses(tiny: LanguageModel, tmp_path: Path) -> None:
+    play(tiny, range(10_200, 10_500), tmp_path, n_lanes=32, overlap=True)
 
 
 @pytest.mark.parametrize("name", ["hf-jamba-tiny", "hf-jamba-dense-tiny"])
 def test_random_schedules_on_the_models_of_the_golden_values(name: str, tmp_path: Path) -> None:
     model = load_model(GOLDEN / name, dtype=torch.float32).eval()
     first = 9600 + 150 * (name == "hf-jamba-tiny")
-    play(model, range(first, first + 150), tmp_path, n_lanes=32, overlap=False)
+    play(model, range(first, first + 150), tmp_path, n_lanes=32)
 
 
 def test_random_schedules_on_tapes(tiny: LanguageModel, tmp_path: Path) -> None:
     """With few rows a step that only decodes is a tape."""
-    play(tiny, range(9900, 10_000), tmp_path, n_lanes=2, overlap=False)
+    play(tiny, range(9900, 10_000), tmp_path, n_lanes=2)
+
+
+def test_random_schedules_with_int8_states_outside_the_device(tmp_path: Path) -> None:
+    """Not exact, but the tokens are the likeliest, or as good as that: scales 5 % too large would already fail."""
+    model = load_model(GOLDEN / "hf-jamba-tiny", dtype=torch.float32).eval()
+    play(model, range(10_000, 10_150), tmp_path, n_lanes=32, int8_near=0.1)

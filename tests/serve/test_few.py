@@ -16,15 +16,14 @@ from plait import native
 from plait.config import ModelConfig
 from plait.model import LanguageModel, init_weights
 from plait.serve.few import MOST_TOKENS
-from plait.serve.plan import Row, RowResult, Start, StepPlan
+from plait.serve.plan import RowResult, StepPlan
 from plait.serve.runner import Runner
-from plait.text import SamplingParams
+from tests.serve.pieces import plans
 
 CONFIG = {
     "vocab_size": 40, "d_model": 16, "d_ff": 24, "n_layers": 4, "n_heads": 2, "n_kv_heads": 1, "attn_period": 2,
     "attn_offset": 1, "n_experts": 3, "d_state": 4, "init_std": 0.3, "max_context": 64, "dtype": "float32",
 }  # fmt: skip
-LOGPROBS = SamplingParams(temperature=0, logprobs=3)
 PAGE = 4
 
 without_native = pytest.mark.skipif(native.why_not(torch.zeros(1)) is not None, reason="tapes hold native kernels")
@@ -37,30 +36,6 @@ def make_runner(model: LanguageModel, **options: object) -> Runner:
         for pool in (runner.state.conv, runner.state.ssm, runner.state.k, runner.state.v):
             pool[:, :-1] = torch.nan
     return runner
-
-
-def plans(rng: random.Random, n_sequences: int) -> list[StepPlan]:
-    """Every sequence by pieces of one to five tokens, some of them guesses; a piece of one is at times a decode row."""
-    tokens = [[rng.randrange(40) for _ in range(30)] for _ in range(n_sequences)]
-    starts = [Start(i, tuple(t), LOGPROBS, frozenset(), 0, None) for i, t in enumerate(tokens)]
-    fed = [0] * n_sequences
-    made = []
-    for number in range(1, 9):
-        rows = []
-        for i in rng.sample(range(n_sequences), rng.randint(1, n_sequences)):
-            n = rng.choice((1, 1, 2, 5))
-            n_drafts = rng.randrange(n) if fed[i] else 0
-            mode = "fresh" if fed[i] == 0 else "decode" if n == 1 and rng.random() < 0.5 else "resume"
-            pages = list(range(10 * i, 10 * i + 10))
-            fields = {"draws": True, "n_drafts": n_drafts}
-            rows.append(Row(i, mode, n, fed[i], 3 - i, pages, tokens[i][fed[i] : fed[i] + n], **fields))  # type: ignore[arg-type]
-            fed[i] += n
-        if number > 1 or rng.random() < 0.5:
-            rows.sort(key=lambda row: row.mode != "decode")
-        made.append(StepPlan(number, rows, started=[] if made else starts))
-        if max(fed) > 25:
-            break
-    return made
 
 
 @without_native

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from plait import native
 from plait.config import ModelConfig
 from plait.model import LanguageModel, init_weights
+from plait.serve import LLM
 from plait.serve.graphs import ladder
 from plait.serve.plan import Row, Start, StepPlan
 from plait.serve.runner import Runner
@@ -100,3 +101,15 @@ def test_every_size_can_be_made_before_the_first_step() -> None:
     runner.warm_up()
     assert runner.graphs is not None
     assert sorted(runner.graphs._steps) == [1, 2, 4, 5]
+
+
+def test_why_there_is_no_tape_is_said_before_the_first_answer(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plait.serve.graphs.recorded", lambda call: "no reason")
+    llm = LLM("demo", max_running=2)
+    said = [record.message for record in caplog.records if "one kernel at a time" in record.message]
+    assert said == ["decode steps run one kernel at a time, not as a tape: no reason"]
+    caplog.clear()
+    llm.generate([[1, 2, 3]], SamplingParams(temperature=0, max_tokens=3))
+    assert not [record for record in caplog.records if "decode steps" in record.message]

@@ -105,6 +105,18 @@ def test_the_devices_tables_follow_the_hosts(steps: list[tuple[int, int, bool, b
         assert news == []
 
 
+def test_a_table_begins_with_the_spare_when_its_slot_is_first_used() -> None:
+    tables = PageTables(3, 4, 8, CPU)
+    assert tables.device[2].tolist() == [8] * 4  # the spare slot's
+    tables.host[:2] = -7  # whatever lay there
+    tables.learn(1, [5], 1, [])
+    assert tables.device[1].tolist() == [5, 8, 8, 8]
+    tables.forget()
+    tables.learn(1, [6, 7], 2, [])
+    assert tables.device[1].tolist() == [6, 7, 8, 8]
+    assert tables.device[0].tolist() == [-7] * 4
+
+
 def test_decode_rows_come_first() -> None:
     tables = PageTables(2, 4, 8, CPU)
     rows = [Row(0, "fresh", 2, 0, 0, [0], [1, 2], True), Row(1, "decode", 1, 3, 1, [1], [5], True)]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -209,7 +210,8 @@ def test_llm_is_a_generator(llm: LLM) -> None:
 def test_prompts_of_every_kind(llm: LLM, tokenizer: Tokenizer) -> None:
     ids = [1, *tokenizer.encode("Emma was")]
     expected = llm.generate([ids], GREEDY)[0]
-    for prompts in ("Emma was", ["Emma was"], ids, tuple(ids), [ids], [tuple(ids)]):
+    arrays = torch.tensor(ids), torch.tensor([ids]), [torch.tensor(ids)], np.array(ids), [np.array(ids)]
+    for prompts in ("Emma was", ["Emma was"], ids, tuple(ids), [ids], [tuple(ids)], *arrays):
         assert llm.generate(prompts, GREEDY) == [expected]
     request = GenerationRequest(prompt="Emma was", sampling=GREEDY)
     assert llm.generate(request) == llm.generate([request], SamplingParams(max_tokens=1)) == [expected]
@@ -405,6 +407,9 @@ def test_a_prompt_seen_before_starts_at_its_last_page(make_folder: Any) -> None:
         ([[1], []], {}, "the prompt is empty"),
         ([[1, 50]], {}, "token id 50 is not between 0 and vocab_size-1=49"),
         ([[-1]], {}, "token id -1 is not between"),
+        ([[1, 2.0]], {}, r"token ids must be integers, got 2\.0"),
+        ([["2"]], {}, "token ids must be integers, got '2'"),
+        (list(MESSAGES), {}, r"a GenerationRequest, not dict \(messages go into GenerationRequest"),
         (["text"], {}, "no tokenizer.json, so prompts must be lists of token ids"),
         ([GenerationRequest(messages=MESSAGES)], {}, "no tokenizer"),
         ([[1] * 600], {}, "the prompt has 600 tokens; with room for an answer at most 511 fit"),
@@ -418,6 +423,22 @@ def test_bad_prompts_are_refused(prompts: Any, params: dict[str, Any], message: 
         bare.generate(prompts, SamplingParams(**params))
     with pytest.raises(ValueError, match=message):  # before anything is read from it
         bare.stream(prompts[-1], SamplingParams(**params))
+
+
+def test_an_answer_tells_what_the_cache_knew_of_its_prompt(make_folder: Any) -> None:
+    llm = LLM(make_folder())
+    prompt = list(range(40)) * 3
+    seen = [llm.generate([prompt], GREEDY)[0] for _ in range(2)]
+    assert [(one.cached_tokens, one.lost_tokens) for one in seen] == [(0, 0), (112, 0)]
+    fork = [*prompt[:70], 3, 3, 3]  # its pages are there up to 64, and no state
+    (other,) = llm.generate([fork], GREEDY)
+    assert (other.cached_tokens, other.lost_tokens) == (0, 64)
+
+
+@pytest.mark.parametrize("prompts", [None, 7, {"role": "user"}, [[1], None]])
+def test_what_is_no_prompt_is_refused(prompts: Any, bare: LLM) -> None:
+    with pytest.raises(ValueError, match="a prompt is text, a list of token ids, or a GenerationRequest, not"):
+        bare.generate(prompts)
 
 
 def test_several_answers_can_not_be_streamed(bare: LLM) -> None:
@@ -434,6 +455,7 @@ def test_several_answers_can_not_be_streamed(bare: LLM) -> None:
         ({"quantize": "int3"}, "'int3'"),
         ({"device": "cuda:99"}, "torch sees .* CUDA devices"),
         ({"device": "warp"}, "device='warp' must be cpu"),
+        ({"device": "mps"}, "device='mps' must be cpu, cuda, or cuda:N"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str, make_folder: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from plait.serve import LLM, Grammar, SamplingParams
 
@@ -68,10 +69,28 @@ def test_what_a_small_cache_has_no_room_for_comes_back_from_host_and_disk(
     params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
     first, second = (tiered.generate(prompts, params) for _ in range(2))
     assert second == first == LLM(folder).generate(prompts, params)
+    int8 = LLM(folder, **options, host_gib=2e-5, disk=tmp_path / "int8", disk_gib=0.01, host_state_dtype="int8")  # type: ignore[arg-type]
+    assert [one.cached_tokens for one in [int8.generate(prompts, params) for _ in range(2)][1]] == [80] * 8
     assert [one.cached_tokens for one in first] == [0] * 8
     assert [one.cached_tokens for one in second] == [80] * 8
-    assert list((tmp_path / "tier").iterdir())
+    assert list((tmp_path / "tier" / "engine_0").glob("page_*"))
     assert [one.cached_tokens for one in LLM(folder, **options).generate(prompts * 2, params)][8:] != [80] * 8  # type: ignore[arg-type]
+
+
+def test_contexts_that_end_around_a_page(make_folder: MakeFolder) -> None:
+    """Prompts of every length, answers that reach the end: what fits is written whole, one token more is refused."""
+    folder, texts = make_folder(), [[(7 * i) % 50 for i in range(n)] for n in range(1, 19)]
+    params = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
+    free = LLM(folder).generate(texts, params)
+    for max_context in (1, 2, 15, 16, 17):
+        llm = LLM(folder, max_context=max_context, max_running=2)
+        fitting = texts[: max_context - 1]
+        for answer, whole, text in zip(llm.generate(fitting, params), free, fitting, strict=False):
+            assert answer.token_ids == whole.token_ids[: max_context - len(text)]
+        for text in texts[max_context - 1 : max_context + 1]:
+            with pytest.raises(ValueError, match=f"in max_context={max_context}"):
+                llm.generate([text], params)
+        llm.engine.check()  # type: ignore[union-attr]
 
 
 def test_int8_keys_and_values(make_folder: MakeFolder) -> None:
@@ -81,3 +100,5 @@ def test_int8_keys_and_values(make_folder: MakeFolder) -> None:
     assert len(answer.token_ids) == 6
     with pytest.raises(ValueError, match="kv_dtype='int4' must be one of"):
         LLM(make_folder(), kv_dtype="int4")
+    with pytest.raises(ValueError, match=r"dtype='int8' must be one of float32, bfloat16, float16$"):
+        LLM(make_folder(), dtype=torch.int8)

@@ -283,7 +283,7 @@ def test_states_and_pages_come_back_from_any_tier(model: LanguageModel, tmp_path
         assert torch.equal(pool[:, new_pages[:5]].view(len(pool), -1, *pool.shape[3:])[:, : book.fed], written)
     engine.collect()
     assert run_alone(engine, book, 16) == expected
-    assert not list((tmp_path / "tier").glob("*.tmp"))
+    assert not list((tmp_path / "tier").rglob("*.tmp"))
     runner.close()
 
 

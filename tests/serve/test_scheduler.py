@@ -1,7 +1,10 @@
 """What is decided, case by case: what hits, who waits, who gives way, and where states are kept."""
 
+from typing import ClassVar
+
 import pytest
 
+from plait.serve.drafts import Worth
 from plait.serve.plan import StepPlan
 from plait.serve.pools import PoolSizes
 from plait.serve.request import Request
@@ -169,15 +172,15 @@ def test_what_can_never_fit_is_refused() -> None:
         run.engine.add(Request(()))
     with pytest.raises(ValueError, match="max_running=2 must be at most slots=1"):
         Run(PoolSizes(slots=1, pages=2), limits=Limits(max_running=2))
-    with pytest.raises(ValueError, match="overlap needs n_drafts=0"):
-        Run(ROOMY, limits=Limits(n_drafts=2), overlap=True)
     with pytest.raises(ValueError, match="max_batched_tokens=0 must be at least 1"):
         Limits(max_batched_tokens=0)
 
 
-def test_drafts_make_fewer_steps_and_the_same_answer() -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_drafts_make_fewer_steps_and_the_same_answer(overlap: bool) -> None:
     prompt, n = [1, 2, 3, 4] * 3, 60
-    plain, guessing = Run(ROOMY, vocab_size=2), Run(ROOMY, vocab_size=2, limits=Limits(n_drafts=4))
+    plain = Run(ROOMY, vocab_size=2)
+    guessing = Run(ROOMY, vocab_size=2, limits=Limits(n_drafts=4), overlap=overlap)
     assert plain.ask(prompt, n) == guessing.ask(prompt, n) == answer(prompt, n, 2)
     stats = guessing.engine.stats()
     assert 0 < stats.drafts_accepted_total < stats.drafts_total
@@ -185,6 +188,30 @@ def test_drafts_make_fewer_steps_and_the_same_answer() -> None:
     one_slot = Run(PoolSizes(slots=1, pages=40), vocab_size=2, limits=Limits(max_running=1, n_drafts=4))
     assert one_slot.ask(prompt, n) == answer(prompt, n, 2)  # no slot to keep a state in: no drafts
     assert one_slot.engine.stats().drafts_total == 0
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("is_open", [False, True])
+def test_guesses_wait_until_they_are_worth_it(overlap: bool, is_open: bool) -> None:
+    class Given(Worth):
+        noted: ClassVar[list[tuple[int, bool]]] = []
+
+        def is_open(self, n_rows: int) -> bool:
+            return is_open
+
+        def note(self, n_rows: int, n_tokens: int, seconds: float, *, guessing: bool) -> None:
+            assert n_rows == 1
+            assert seconds > 0
+            self.noted.append((n_tokens, guessing))
+
+    Given.noted = []
+    run = Run(ROOMY, vocab_size=2, limits=Limits(n_drafts=4), overlap=overlap, worth=Given())
+    prompt, n = [1, 2, 3, 4] * 3, 60
+    assert run.ask(prompt, n) == answer(prompt, n, 2)
+    assert (run.engine.stats().drafts_total > 0) == is_open
+    assert any(guessing for _, guessing in Given.noted) == is_open
+    assert any(n_tokens > 1 for n_tokens, _ in Given.noted) == is_open
+    assert sum(n_tokens for n_tokens, _ in Given.noted) < n  # the first token is a prompt's
 
 
 def test_drafts_keep_within_the_few_tokens_of_a_step() -> None:

@@ -24,6 +24,7 @@ from plait.text import GenerationRequest, SamplingParams
 
 SHAPE = {"n_heads": 4, "n_kv_heads": 2, "vocab_size": 52, "d_ff": 24}
 PROMPTS = [[1, 2, 3], list(range(1, 40)), [7] * 9, [5]]
+LONG = [[n, *range(40), *range(40)] for n in range(8)]
 PARAMS = [
     SamplingParams(temperature=0, max_tokens=12, ignore_eos=True),
     SamplingParams(temperature=0.9, seed=3, max_tokens=8, ignore_eos=True, n=2, logprobs=1),
@@ -37,15 +38,23 @@ def folder(make_folder: Callable[..., Path]) -> Path:
 
 @pytest.mark.parametrize(("n", "quantize", "expert_parallel"), [(2, "experts_int8", True), (4, None, False)])
 def test_the_same_tokens_as_one_process(
-    folder: Path, n: int, quantize: str | None, expert_parallel: bool, monkeypatch: pytest.MonkeyPatch
+    folder: Path, n: int, quantize: str | None, expert_parallel: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Two of them with so little room that states and pages come back from the host and from disk."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     options = {"quantize": quantize, "cache_tokens": 1024, "max_batched_tokens": 16, "max_running": 3}
+    few = {"cache_tokens": 96, "max_context": 96, "host_gib": 2e-5, "disk": tmp_path / "tier", "disk_gib": 0.01}
     one = LLM(folder, **options)  # type: ignore[arg-type]
-    shared = LLM(folder, **options, tensor_parallel=n, expert_parallel=expert_parallel)  # type: ignore[arg-type]
-    for params in PARAMS:
-        mine, theirs = one.generate(PROMPTS, params), shared.generate(PROMPTS, params)
+    own = {"tensor_parallel": n, "expert_parallel": expert_parallel, **(few if n == 2 else {})}
+    shared = LLM(folder, **options | own)  # type: ignore[arg-type]
+    asked = [(PROMPTS, params) for params in PARAMS] + [(LONG, PARAMS[0])] * (2 if n == 2 else 0)
+    for prompts, params in asked:
+        mine, theirs = one.generate(prompts, params), shared.generate(prompts, params)
         assert [c.token_ids for c in theirs] == [c.token_ids for c in mine]
+    if n == 2:
+        assert [c.cached_tokens for c in theirs] == [80] * len(LONG)
+        names = [sorted(path.name for path in (tmp_path / "tier" / f"engine_{i}").iterdir()) for i in range(n)]
+        assert names[0] == names[1] != ["lock"]
     assert shared.engine.stats().running == 0
     with pytest.raises(ValueError, match="shared"):
         _ = shared.model
