@@ -21,8 +21,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice, product
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -51,21 +53,35 @@ def make_model(folder: Path, shape: str) -> None:
     write_tokenizer(folder / "bf16" / "tokenizer.model")
     model = load_model(folder / "bf16", mapped=False)
     save_model(quantize(model, Scheme(level="experts+mlp+mixers", head=True)), folder / "int8")
+    for kind in ("bf16", "int8"):
+        write_tokenizer_json(folder / kind / "tokenizer.json")
+
+
+def words() -> Iterator[str]:
+    """As many as a vocabulary of VOCAB wants, and more."""
+    return ("".join(letters) for n in (1, 2, 3) for letters in product(ascii_letters, repeat=n))
+
+
+def write_tokenizer_json(path: Path) -> None:
+    """The demo model's tokenizer with pieces added up to VOCAB, for `plait generate`."""
+    import plait
+
+    spec = json.loads((Path(plait.__file__).parent / "demo" / "tokenizer.json").read_text())
+    pieces = spec["model"]["vocab"]
+    n_added = VOCAB - 1 - max(*pieces.values(), *(token["id"] for token in spec["added_tokens"]))
+    pieces |= {word: VOCAB - 1 - i for i, word in enumerate(islice((w for w in words() if w not in pieces), n_added))}
+    path.write_text(json.dumps(spec))
 
 
 def write_tokenizer(path: Path) -> None:
     """A SentencePiece model of VOCAB pieces, for the converter, which wants one."""
-    from itertools import islice, product
-    from string import ascii_letters
-
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()
     model.trainer_spec.model_type, model.trainer_spec.vocab_size = 2, VOCAB
     model.trainer_spec.byte_fallback = True
-    words = ("".join(letters) for n in (1, 2, 3) for letters in product(ascii_letters, repeat=n))
     pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3), *((f"<0x{i:02X}>", 6) for i in range(256))]
-    pieces += [(word, 1) for word in islice(words, VOCAB - len(pieces))]
+    pieces += [(word, 1) for word in islice(words(), VOCAB - len(pieces))]
     for i, (piece, kind) in enumerate(pieces):
         model.pieces.add(piece=piece, score=-float(i), type=kind)
     path.write_bytes(model.SerializeToString())
@@ -113,8 +129,6 @@ def run_plait(folder: str, prompts: list[int], new_tokens: int) -> dict[str, flo
             logits = model(torch.randint(0, VOCAB, (1, size)), Layout.of([segment], 1, size), state, keep="last").logits
         return logits
 
-    token = prefill(8).argmax(-1)[None]
-    found["first_token_s"] = since_start()
     token = prefill(CONTEXT).argmax(-1)[None]
     with torch.inference_mode():
         layout = Layout.of([Segment(0, 1, "decode", slot=0, context_len=CONTEXT, pages=pages)], 1, 1)
@@ -205,6 +219,29 @@ def python_row(program: str, folder: Path, options: argparse.Namespace, **enviro
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+def plait_row(folder: Path, options: argparse.Namespace, **environment: str) -> dict[str, float]:
+    found = python_row("plait", folder, options, **environment)
+    return found | {"first_token_s": first_token_s(folder, options, **environment)}
+
+
+def first_token_s(folder: Path, options: argparse.Namespace, **environment: str) -> float:
+    """Seconds from starting `plait generate` to what it writes behind the prompt."""
+    prompt = "a"
+    command = [sys.executable, "-m", "plait", "generate", str(folder), "--prompt", prompt, "--max-tokens", "1"]
+    setting = {**os.environ, "OMP_NUM_THREADS": str(options.threads), **environment}
+    begin = time.perf_counter()
+    with subprocess.Popen(command, env=setting, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        written = 0
+        while written <= len(prompt) and (piece := os.read(process.stdout.fileno(), 4096)):
+            written += len(piece)
+        seconds = time.perf_counter() - begin
+        _, complaint = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"plait generate on {folder} failed: {complaint.decode().splitlines()[-1:]}")
+    return seconds
+
+
 def llama_row(model: Path, options: argparse.Namespace) -> dict[str, float]:
     bench = [str(options.llama / "llama-bench"), "-m", str(model), "-t", str(options.threads), "-o", "json"]
     peak = 0.0
@@ -274,9 +311,9 @@ def main() -> None:
         making = [sys.executable, __file__, "--child", "make", "--folder", str(folder), "--shape", options.shape]
         subprocess.run(making, check=True)  # elsewhere, so that this process stays small: children inherit its peak
     rows: dict[str, Callable[[], dict[str, float]]] = {
-        "plait bf16": lambda: python_row("plait", folder / "bf16", options),
-        "plait int8": lambda: python_row("plait", folder / "int8", options),
-        "plait int8 a8": lambda: python_row("plait", folder / "int8", options, PLAIT_OPS=ROUNDED),
+        "plait bf16": lambda: plait_row(folder / "bf16", options),
+        "plait int8": lambda: plait_row(folder / "int8", options),
+        "plait int8 a8": lambda: plait_row(folder / "int8", options, PLAIT_OPS=ROUNDED),
         "transformers bf16": lambda: python_row("transformers", folder / "bf16", options),
     }
     if options.compiled:

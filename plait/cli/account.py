@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plait.cli.screen import Commands, UsageError, console, print_json, suggest, table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from plait.accounting import Account, Fit, Gpus
+    from plait.accounting import Account, Fit, Gpus, Level
     from plait.config import ModelConfig
 
 
@@ -25,16 +25,22 @@ def add(commands: Commands) -> None:
     parser.add_argument("--gpus", type=_gpus, nargs="+", metavar="COUNTxGB", help=gpus_help)
     fit = parser.add_argument_group("--fit: what an engine of these sizes allocates on one device")
     fit.add_argument("--fit", action="store_true", help="print that, for one sequence of --context tokens")
-    fit.add_argument("--max-running", type=int, default=16, metavar="N", help="answers at once (%(default)s)")
-    fit.add_argument("--cached-states", type=int, default=0, metavar="N", help="kept for prefixes (%(default)s)")
+    fit.add_argument("--max-running", type=int, metavar="N", help="answers at once (16)")
+    fit.add_argument("--cached-states", type=int, metavar="N", help="kept for prefixes (0)")
     fit.add_argument("--cache-tokens", type=int, metavar="N", help="with keys and values (--context)")
-    fit.add_argument("--max-batched-tokens", type=int, default=2048, metavar="N", help="of a step (%(default)s)")
-    fit.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="(%(default)s)")
+    fit.add_argument("--max-batched-tokens", type=int, metavar="N", help="of a step (2048)")
+    fit.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="(bfloat16)")
     fit.add_argument("--kv-dtype", choices=("bfloat16", "float16", "float32", "int8"), help="default: --dtype")
-    fit.add_argument("--level", choices=("bf16", "int8_experts", "int8_experts_mlp"), default="bf16",
-                     help="which weights are int8: none (bf16), the experts, the MLPs too (%(default)s)")  # fmt: skip
+    fit.add_argument("--level", choices=("bf16", "int8_experts", "int8_experts_mlp"),
+                     help="which weights are int8: none (bf16), the experts, the MLPs too (bf16)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print everything as JSON, in parameters and bytes")
     parser.set_defaults(handler=run)
+
+
+_FIT: dict[str, Any] = {  # what --fit takes, and what it means to say nothing; None: see there
+    "max_running": 16, "cached_states": 0, "cache_tokens": None, "max_batched_tokens": 2048, "dtype": "bfloat16",
+    "kv_dtype": None, "level": None,
+}  # fmt: skip
 
 
 def _gpus(text: str) -> Gpus:
@@ -56,6 +62,9 @@ def run(args: argparse.Namespace) -> int:
     config = read_model_config(args.model)
     if args.fit:
         return _fit(args, config)
+    for name in _FIT:
+        if getattr(args, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} is of --fit: add that")
     result = account(config, args.model, context=args.context, gpus=args.gpus or DEFAULT_GPUS)
     if args.json:
         print_json(asdict(result))
@@ -69,16 +78,18 @@ def _fit(args: argparse.Namespace, config: ModelConfig) -> int:
 
     from plait.accounting import footprint
 
+    asked = {name: value if (value := getattr(args, name)) is not None else other for name, other in _FIT.items()}
+    n_running = asked["max_running"]
     try:
         found = footprint(
             config,
-            slots=args.max_running + args.cached_states,
-            pages=-(-(args.cache_tokens or args.context) // 16),
+            slots=n_running + asked["cached_states"],
+            pages=-(-(asked["cache_tokens"] or args.context) // 16),
             max_context=args.context,
-            max_batched_tokens=args.max_batched_tokens,
-            dtype=args.dtype,
-            kv_dtype=args.kv_dtype,
-            level=args.level,
+            max_batched_tokens=asked["max_batched_tokens"],
+            dtype=asked["dtype"],
+            kv_dtype=asked["kv_dtype"],
+            level=asked["level"] or _level_of(args.model),
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -86,7 +97,7 @@ def _fit(args: argparse.Namespace, config: ModelConfig) -> int:
     if args.json:
         print_json(parts)
         return 0
-    rows = table(f"{args.model}, {args.max_running} answers at once, {args.context:,} tokens", "bytes", "")
+    rows = table(f"{args.model}, {n_running} answers at once, {args.context:,} tokens", "bytes", "")
     for name, n_bytes in parts.items():
         rows.add_row(name, f"{n_bytes:,}", _binary(n_bytes), style="bold" if name == "total" else None)
     console().print(rows)
@@ -94,6 +105,21 @@ def _fit(args: argparse.Namespace, config: ModelConfig) -> int:
         "Left out: the driver's and libraries' own memory, allocator slack, CUDA graphs, host and disk tiers."
     )
     return 0
+
+
+def _level_of(model: str) -> Level:
+    """bf16, unless a folder's weights are quantized: then UsageError, for only the user knows which of them."""
+    from plait.config import presets
+
+    if model in presets:
+        return "bf16"
+    from plait.model.checkpoint import read_quantization
+    from plait.serve import find_model
+
+    stored = read_quantization(find_model(model))
+    if stored is not None:
+        raise UsageError(f"the weights of {model} are {stored[0].kind}: say which of them with --level")
+    return "bf16"
 
 
 def read_model_config(model: str) -> ModelConfig:
@@ -174,6 +200,7 @@ def _sequence_table(result: Account) -> Table:
     rows.add_row("KV cache, 16 bit", _binary(result.kv_bytes))
     rows.add_row("KV cache of one token", f"{result.kv_bytes_per_token:,} bytes")
     rows.add_row("Mamba state (fp32; conv bf16), any length", _binary(result.recurrent_bytes))
+    rows.add_row("the same in int8, on the host or disk", _binary(result.int8_recurrent_bytes))
     rows.add_row("to decode its last token", _gflop(result.flops.decode))
     rows.add_row("to prefill it, per token", _gflop(result.flops.prefill))
     rows.add_row("to train on it, per token", _gflop(result.flops.training))

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from plait.cli import bench_serve, bench_train
-from plait.cli.screen import Commands, UsageError, console, print_json, table
+from plait.cli.screen import Commands, UsageError, check_picture, console, print_json, table
 
 if TYPE_CHECKING:
     from plait.bench.ops import Row
@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
     subjects = parser.add_subparsers(dest="subject", metavar="SUBJECT", required=True)
     ops = subjects.add_parser("ops", help="each implementation of each op, on shapes of real models")
     ops.add_argument("ops", nargs="*", metavar="OP", help="such as selective_scan (default: all)")
-    ops.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    ops.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
     ops.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(%(default)s)")
     ops.add_argument("--reference", action="store_true", help="the slow twins too")
     ops.add_argument("--tune", action="store_true", help="instead: time the tiles worth trying, write the best (CUDA)")
@@ -48,6 +48,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--device cuda: torch sees no CUDA device here")
     if args.tune:
         return _tune(args)
+    if args.tuned:
+        raise UsageError("--tuned names the table that --tune adds to: give --tune too")
+    check_picture("--plot", args.plot)
     rows = []
     with open(args.rows or os.devnull, "w") as lines:
         for row in bench_ops(

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plait.cli.screen import UsageError, console, print_json, table
+from plait.cli.screen import UsageError, check_picture, console, print_json, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ def add(subjects: Any) -> None:
     parser.add_argument("--api-key", metavar="KEY", help="with --url: what the server asks for")
     parser.add_argument("--vocab-size", type=int, metavar="N", help="with --url: prompts are random token ids below it")
     parser.add_argument("--batch", default="1,8", metavar="N,N", help="requests at once (%(default)s)")
-    parser.add_argument("--rate", metavar="R,R", help="with --url, instead of --batch: requests per second")
+    parser.add_argument("--rate", metavar="R,R", help="instead of --batch: requests that come in a second")
     parser.add_argument("--context", default="128,512", metavar="N,N", help="prompt tokens (%(default)s)")
     parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="of each answer (%(default)s)")
     parser.add_argument(
@@ -60,7 +60,9 @@ def add(subjects: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from plait.bench.serve import as_json, plot
 
+    _check_flags(args)
     _check_rivals(args)
+    check_picture("--plot", args.plot)
     loads = _loads(args)
     points, conditions = [], _conditions(args)
     for point in _server(args, loads) if args.url else _engine(args, loads, conditions):
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{_what(point.load)}: done", file=sys.stderr)
     rivals = _rivals(args, loads)
     if args.plot:
-        plot(points, args.plot, ", ".join(f"{name} {value}" for name, value in conditions.items()))
+        plot(points, Path(args.plot), ", ".join(f"{name} {value}" for name, value in conditions.items()))
     if args.json:
         print_json({**conditions, "points": as_json(points), "rivals": [asdict(rival) for rival in rivals]})
     else:
@@ -90,13 +92,12 @@ def run(args: argparse.Namespace) -> int:
 def _loads(args: argparse.Namespace) -> list[Load]:
     from plait.bench.load import Load
 
-    if args.rate and not args.url:
-        raise UsageError("--rate needs a server: give its --url")
     loads = []
     for context in _numbers("--context", args.context, int):
         for value in _numbers("--rate", args.rate, float) if args.rate else _numbers("--batch", args.batch, int):
             batch = None if args.rate else int(value)
-            n_requests = args.requests or max(4, 2 * (8 if batch is None else batch))
+            few = max(4, 2 * (8 if batch is None else batch))
+            n_requests = few if args.requests is None else args.requests
             try:
                 load = Load(
                     context, args.new_tokens, n_requests, concurrency=batch,
@@ -133,11 +134,11 @@ def _server(args: argparse.Namespace, loads: Sequence[Load]) -> Iterator[Point]:
 
 
 def _engine(args: argparse.Namespace, loads: Sequence[Load], conditions: dict[str, str]) -> Iterator[Point]:
-    from plait.bench.serve import Machine, bench_points, weights_of
+    from plait.bench.serve import AT_ONCE, Machine, bench_points, weights_of
     from plait.serve.options import EngineOptions
 
     most = max(load.prompt_tokens for load in loads) + args.new_tokens
-    batch = max(load.concurrency or 1 for load in loads)
+    batch = max(load.concurrency or AT_ONCE for load in loads)
     options = EngineOptions(
         args.model, device=args.device, dtype=args.dtype, quantize=args.quantize, max_context=most,
         max_batched_tokens=args.max_batched_tokens, max_running=batch, prefix_cache=False, n_drafts=args.drafts,
@@ -195,6 +196,19 @@ def _dummy(args: argparse.Namespace, options: EngineOptions) -> Built:
     model = dummy_model(config, args.device, dtype, quantize=args.quantize)
     loaded = with_pools(model, Prompts(config, None, None), options)
     return engine_of(loaded, loaded.runner, options)
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    """No flag is passed over: those of a server without --url, those of an engine with it."""
+    needs_url = {"--vocab-size": args.vocab_size, "--api-key": args.api_key, "--shared": args.shared}
+    of_engine = {"--dummy": args.dummy, "--dtype": args.dtype, "--quantize": args.quantize, "--drafts": args.drafts,
+                 "--tensor-parallel": args.tensor_parallel > 1}  # fmt: skip
+    for flag, given in (of_engine if args.url else needs_url).items():
+        if given:
+            reason = "is not told to a server: leave it out, or --url" if args.url else "is for servers: give --url"
+            raise UsageError(f"{flag} {reason}")
+    if args.layers is not None and not args.dummy:
+        raise UsageError("--layers is of --dummy weights: a checkpoint has the layers it has")
 
 
 def _check_rivals(args: argparse.Namespace) -> None:

@@ -45,6 +45,19 @@ def table(*columns: str) -> Table:
     return made
 
 
+def check_picture(flag: str, path: str | None) -> None:
+    """Before the work whose picture it will be: UsageError if matplotlib or the folder is missing."""
+    import importlib.util
+    from pathlib import Path
+
+    if path is None:
+        return
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError(f"{flag} needs matplotlib: pip install 'plait[bench]'")
+    if not Path(path).absolute().parent.is_dir():
+        raise UsageError(f"{flag} {path}: there is no folder {Path(path).parent}")
+
+
 def suggest(given: str, allowed: Collection[str]) -> str:
     """`did you mean …` when something is close, else everything there is."""
     import difflib

@@ -20,6 +20,10 @@ _ENGINE = (  # flag, type, help; the defaults are EngineOptions' own
     ("--tensor-parallel", int, "processes that share the model (1)"),
     ("--kv-dtype", str, "of keys and values: a dtype, or int8 (the model's)"),
     ("--cache-tokens", int, "tokens that keys and values have room for (from the memory there is)"),
+    ("--host-gib", float, "GiB of host memory for what a GPU's cache has no room for (0)"),
+    ("--disk", str, "a folder for what neither has room for; with --disk-gib"),
+    ("--disk-gib", float, "how much of it for each engine (0)"),
+    ("--host-state-dtype", str, "of recurrent states there: float32, or int8, a third of it and not exact (float32)"),
     ("--n-drafts", int, "tokens guessed from the text before and verified at once (0)"),
 )
 _FLEET = (  # flag, type, help; the defaults are Fleet's own
@@ -66,7 +70,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_model_arguments(parser)
     for flag, kind, text in _ENGINE:
-        parser.add_argument(flag, type=kind, metavar="N" if kind is int else "NAME", help=text)
+        parser.add_argument(flag, type=kind, metavar="NAME" if kind is str else "N", help=text)
+    parser.add_argument("--expert-parallel", action="store_true", help="those processes share whole experts")
     parser.add_argument("--no-prefix-cache", action="store_true", help="compute every prompt anew")
 
 
@@ -76,7 +81,7 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
     names = ["model", "device", "dtype", "quantize", *(_field(flag) for flag, _, _ in _ENGINE)]
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     try:
-        return EngineOptions(**given, prefix_cache=not args.no_prefix_cache)
+        return EngineOptions(**given, prefix_cache=not args.no_prefix_cache, expert_parallel=args.expert_parallel)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

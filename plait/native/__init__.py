@@ -51,12 +51,14 @@ def _find_or_build() -> Path:
 
 @functools.cache
 def _open() -> ctypes.CDLL | str:
-    """The library, or why there is none."""
+    """The library, or why there is none. Raises ValueError if the one that was asked for can't be loaded."""
     if os.environ.get("PLAIT_NATIVE", "on").lower() in ("off", "0", "no"):
         return "PLAIT_NATIVE=off"
     try:
         library = ctypes.CDLL(str(_find_or_build()))
     except (RuntimeError, OSError) as error:
+        if chosen := os.environ.get("PLAIT_NATIVE_LIBRARY"):
+            raise ValueError(f"PLAIT_NATIVE_LIBRARY={chosen!r} can't be loaded: {error}") from None
         return f"the native library could not be built or loaded: {error}"
     library.plait_set_runtime(_team_entry())
     return library
@@ -105,13 +107,13 @@ def why_not(probe: Tensor) -> str | None:
 
 
 def level() -> str:
-    """The level in use: PLAIT_NATIVE_LEVEL, or the best of this machine. Raises RuntimeError for one it can't run."""
+    """The level in use: PLAIT_NATIVE_LEVEL, or the best of this machine. Raises ValueError for one it can't run."""
     global _level  # noqa: PLW0603  one per process, like the environment variable it comes from
     if _level is None:
         able = available_levels()
         wanted = os.environ.get("PLAIT_NATIVE_LEVEL", able[-1])
         if wanted not in able:
-            raise RuntimeError(f"PLAIT_NATIVE_LEVEL={wanted!r}: this machine runs {', '.join(able)}")
+            raise ValueError(f"PLAIT_NATIVE_LEVEL={wanted!r}: this machine runs {', '.join(able)}")
         _level = wanted
     return _level
 

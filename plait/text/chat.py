@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -144,17 +145,27 @@ class ChatTemplate:
 
 
 class _Variant:
-    """A template compiled twice: as it is, and to compare with hidden text."""
+    """A template compiled twice: as it is, and to compare with hidden text. Ours, which is known to be right, when it
+    is first used (60 ms, which `plait generate` need not spend), others at once, so that errors come while loading.
+    """
 
     def __init__(self, source: str, max_chars: int) -> None:
-        self.source = source
-        self.literals = tuple(literals(source))
-        self.sandbox = TemplateSandbox(source, max_chars=max_chars)
+        self.source, self.max_chars = source, max_chars
         self._shielded: tuple[Mapping[str, str], TemplateSandbox] | None = None  # of the stand-ins used last
+        if source != jamba_template():
+            _ = self.sandbox, self.literals
+
+    @functools.cached_property
+    def sandbox(self) -> TemplateSandbox:
+        return TemplateSandbox(self.source, max_chars=self.max_chars)
+
+    @functools.cached_property
+    def literals(self) -> tuple[str, ...]:
+        return tuple(literals(self.source))
 
     def shielded(self, shield: Shield) -> TemplateSandbox:
         if self._shielded is None or self._shielded[0] != shield.stand_ins:
-            rewritten = TemplateSandbox(self.source, max_chars=self.sandbox.max_chars, rewrite=shield.hide_comparisons)
+            rewritten = TemplateSandbox(self.source, max_chars=self.max_chars, rewrite=shield.hide_comparisons)
             self._shielded = (shield.stand_ins, rewritten)
         return self._shielded[1]
 

@@ -57,6 +57,7 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None = None  # one per new token, if asked for
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None  # one per prompt token; the first has none
     cached_tokens: int = field(default=0, compare=False)  # of the prompt: found in the cache, not computed again
+    lost_tokens: int = field(default=0, compare=False)  # known to the cache too, but computed again for want of a state
 
 
 @dataclass(frozen=True)

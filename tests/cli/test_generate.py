@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,22 @@ def test_as_a_process_reading_stdin(run_plait: Any, model: str, llm: LLM) -> Non
     done = run_plait("generate", model, "--prompt", "-", "--temperature", 0, "--max-tokens", 9, stdin="Emma was\n")
     expected = llm.generate("Emma was", SamplingParams(temperature=0, max_tokens=9))[0].text
     assert (done.returncode, done.stdout, done.stderr) == (0, f"Emma was{expected}\n", "")
+
+
+def test_a_start_looks_for_no_garbage_and_leaves_the_collector_on(model: str) -> None:
+    """Looking through what torch's import makes takes a seventh of a start."""
+    code = f"""
+import gc
+runs = []
+gc.callbacks.append(lambda phase, info: runs.append(info["generation"]) if phase == "start" else None)
+from plait.cli.generate import load_llm
+from argparse import Namespace
+runs.clear()
+load_llm(Namespace(model={model!r}, device="cpu", dtype=None, quantize=None))
+print(len(runs), gc.isenabled(), gc.get_freeze_count() > 100_000)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["0", "True", "True"], done.stderr[-2000:]
 
 
 def test_wrong_sampling_is_wrong_usage(run_plait: Any) -> None:

@@ -6,7 +6,7 @@ from plait.config import ModelConfig
 from plait.model.init import init_weights
 from plait.model.network import LanguageModel
 from plait.model.state import State
-from plait.model.warm_up import lengths, warm_up
+from plait.model.warm_up import lengths, one_layer_of_each_kind, warm_up
 
 
 def test_every_power_of_two_and_every_planned_length_the_largest_first() -> None:
@@ -32,3 +32,15 @@ def test_only_the_spare_slot_and_page_are_touched_and_left_zero() -> None:
     for pool in pools:
         assert bool((pool[:, :-1] == 3).all())
         assert bool((pool[:, -1] == 0).all())
+
+
+def test_a_model_of_one_layer_of_each_kind_begins_as_the_whole() -> None:
+    config = ModelConfig(
+        vocab_size=40, d_model=16, d_ff=24, n_layers=24, n_heads=2, n_kv_heads=1, attn_period=8, attn_offset=4,
+        n_experts=4, d_state=4, dtype="float32", max_context=64,
+    )  # fmt: skip
+    model = LanguageModel(config)
+    whole = list(model.layers)
+    with one_layer_of_each_kind(model):
+        assert list(model.layers) == whole[:5]  # Mamba with an MLP and with experts, and attention is the fifth
+    assert list(model.layers) == whole

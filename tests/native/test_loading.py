@@ -97,6 +97,14 @@ def test_the_environment_chooses_the_level() -> None:
     assert "PLAIT_NATIVE_LEVEL='abacus': this machine runs generic" in refused.stderr
 
 
+def test_a_library_that_was_asked_for_and_cannot_be_loaded_is_an_error() -> None:
+    refused = run_python(
+        "import torch; from plait import native; native.why_not(torch.empty(0))", PLAIT_NATIVE_LIBRARY=__file__
+    )
+    assert refused.returncode != 0
+    assert f"ValueError: PLAIT_NATIVE_LIBRARY={__file__!r} can't be loaded" in refused.stderr
+
+
 SANITIZED = """
 import importlib, torch
 from plait import native

@@ -35,6 +35,16 @@ def test_a_plain_prompt() -> None:
     assert OURS.render([{"role": "user", "content": "Hi"}]) == one_turn("", "Hi") + "<|bom|><|assistant|>"
 
 
+def test_ours_is_compiled_when_it_is_used_and_others_while_they_load() -> None:
+    ours, other = ChatTemplate(), ChatTemplate(OPEN)
+    assert "sandbox" not in vars(ours._plain)
+    assert {"sandbox", "literals"} <= vars(other._plain).keys()
+    assert ours.render([{"role": "user", "content": "Hi"}]) == one_turn("", "Hi") + "<|bom|><|assistant|>"
+    assert "sandbox" in vars(ours._plain)
+    with pytest.raises(ChatTemplateError, match="can't be read"):
+        ChatTemplate(OPEN + "{% if %}")
+
+
 def test_without_a_generation_prompt_it_ends_with_eom() -> None:
     messages = [
         {"role": "system", "content": "Be brief."},
