@@ -71,13 +71,17 @@ def chunks(bounds: Sequence[int], context: Sequence[int], page_size: int) -> Chu
     return Chunks(rows, [0, *(bounds[i + 1] for i in rows)], page_bounds, [(t - 1) % page_size + 1 for t in totals])
 
 
-def places(part: Chunks, max_pages: int) -> Tensor:
-    """Where the numbers of their pages stand in a flattened page table, in order: [pages] on the host."""
-    n_pages = torch.tensor(part.page_bounds).diff()
-    if (longest := int(n_pages.max())) > max_pages:
+def places(part: Chunks, max_pages: int, device: torch.device | str) -> Tensor:
+    """Where the numbers of their pages stand in a flattened page table, in order: [pages]. What travels to the device
+    grows with the sequences, not with their pages.
+    """
+    n_pages = [b - a for a, b in pairwise(part.page_bounds)]
+    if (longest := max(n_pages)) > max_pages:
         raise ValueError(f"attention: a sequence has {longest} pages and its row of the page table {max_pages}")
-    first = torch.tensor(part.rows) * max_pages - torch.tensor(part.page_bounds[:-1])
-    return torch.repeat_interleave(first, n_pages) + torch.arange(part.page_bounds[-1])
+    shifts = [row * max_pages - start for row, start in zip(part.rows, part.page_bounds, strict=False)]
+    here = torch.tensor([shifts, n_pages]).to(device, non_blocking=True)
+    total = part.page_bounds[-1]
+    return torch.repeat_interleave(here[0], here[1], output_size=total) + torch.arange(total, device=device)
 
 
 class _Planned:
@@ -173,7 +177,7 @@ def paged_attention(
 
         def make() -> None:
             part = chunks(bounds, context, page_size)
-            planned.places = places(part, page_table.shape[1]).to(q.device, non_blocking=True)
+            planned.places = places(part, page_table.shape[1], q.device)
             planned.page_ids = torch.empty(len(planned.places), dtype=torch.int32, device=q.device)
             counts = [torch.tensor(n, dtype=torch.int32) for n in (part.bounds, part.page_bounds, part.in_last_page)]
             planned.wrapper.plan(

@@ -35,12 +35,12 @@ def test_sequences_without_queries_are_left_out_and_pages_are_counted() -> None:
 
 def test_page_numbers_stand_in_their_rows_of_the_table() -> None:
     part = Chunks(rows=[0, 2], bounds=[0, 1, 2], page_bounds=[0, 2, 5], in_last_page=[1, 1])
-    assert places(part, 4).tolist() == [0, 1, 8, 9, 10]
+    assert places(part, 4, "cpu").tolist() == [0, 1, 8, 9, 10]
 
 
 def test_a_table_too_narrow_for_a_sequence_is_refused() -> None:
     with pytest.raises(ValueError, match="a sequence has 3 pages and its row of the page table 2"):
-        places(chunks([0, 1], [32], 16), 2)
+        places(chunks([0, 1], [32], 16), 2, "cpu")
 
 
 @given(
@@ -61,7 +61,7 @@ def test_every_token_of_the_sequences_with_queries_is_in_the_pages(fed: list[tup
     assert held == [n + c for n, c in fed if n]
     assert all(1 <= last <= page_size for last in part.in_last_page)
     table = torch.arange(len(fed) * 200).view(len(fed), 200)
-    found = table.flatten()[places(part, 200)]
+    found = table.flatten()[places(part, 200, "cpu")]
     expected = [table[i, : -(-(n + c) // page_size)] for i, (n, c) in enumerate(fed) if n]
     assert torch.equal(found, torch.cat(expected))
 
