@@ -109,6 +109,7 @@ def _fit(args: argparse.Namespace, config: ModelConfig) -> int:
 
 def _level_of(model: str) -> Level:
     """bf16, unless a folder's weights are quantized: then UsageError, for only the user knows which of them."""
+    from plait.accounting import LEVELS
     from plait.config import presets
 
     if model in presets:
@@ -118,7 +119,8 @@ def _level_of(model: str) -> Level:
 
     stored = read_quantization(find_model(model))
     if stored is not None:
-        raise UsageError(f"the weights of {model} are {stored[0].kind}: say which of them with --level")
+        levels = " or ".join(level for level in LEVELS if level != "bf16")
+        raise UsageError(f"weights of {model} are {stored[0].kind}: say which of them with --level {levels}")
     return "bf16"
 
 

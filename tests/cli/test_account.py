@@ -24,7 +24,10 @@ def test_the_sizes_of_an_engine(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_folder_of_quantized_weights_needs_their_level(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["account", "demo", "--fit"]) == 2
-    assert "weights of demo are int8: say which of them with --level" in capsys.readouterr().err
+    assert (
+        "weights of demo are int8: say which of them with --level int8_experts or int8_experts_mlp"
+        in capsys.readouterr().err
+    )
     assert fit(capsys, "demo", "--level", "int8_experts_mlp")["weights"] < 9 * 2**20
 
 
