@@ -39,15 +39,12 @@ def paged_attention(
     k_scales: Tensor | None = None, v_scales: Tensor | None = None, on_host: OnHost | None = None,
 ) -> Tensor:  # fmt: skip
     bounds, context = lengths(cu_seqlens, context_lens, on_host)
-    if all(
-        b - a == 1 for a, b in pairwise(bounds)
-    ):  # one token of each sequence: one batch, masked to each one's length
-        cache = ((k_pages, k_scales), (v_pages, v_scales))
+    cache = ((k_pages, k_scales), (v_pages, v_scales))
+    if all(b - a == 1 for a, b in pairwise(bounds)):  # one batch, masked to each one's length
         return _decode(q, cache, page_table, context_lens, max(context) + 1)
-    outputs = []
+    outputs = [q[:0]]
     for i, (a, b) in enumerate(pairwise(bounds)):
         if a < b:
-            cache = ((k_pages, k_scales), (v_pages, v_scales))
             outputs.append(_chunk(q[a:b], cache, page_table[i].long(), context[i]))
     return torch.cat(outputs)
 
@@ -55,21 +52,20 @@ def paged_attention(
 def _chunk(q: Tensor, cache: Cache, table: Tensor, context: int) -> Tensor:
     """Queries q [n, n_heads, d_head] of one sequence with `context` tokens before them."""
     n = len(q)
-    k, v = _read(cache, table, context, context + n, q.dtype)
+    if context and q.is_cpu:
+        return _behind_a_past(q, cache, table, context)
+    k, v = _read(cache, table, 0, context + n, q.dtype)
     if context == 0:
         return _sdpa(q[None], k[None], v[None], is_causal=True)[0]
-    if q.is_cpu:
-        return _behind_a_past(q, k, v, cache, table, context)
-    k, v = _read(cache, table, 0, context + n, q.dtype)
     visible = torch.ones(n, context + n, dtype=torch.bool, device=q.device).tril(context)
     return _sdpa(q[None], k[None], v[None], mask=visible)[0]
 
 
-def _behind_a_past(q: Tensor, k: Tensor, v: Tensor, cache: Cache, table: Tensor, context: int) -> Tensor:
-    """The chunk's own k and v, causal, then the past, which every query sees, PAST keys at a time: no mask, and memory
-    that does not grow with the context. Parts are joined in fp32 by their log-sum-exps.
+def _behind_a_past(q: Tensor, cache: Cache, table: Tensor, context: int) -> Tensor:
+    """The chunk's own keys and values, causal, then the past, which every query sees, PAST keys at a time: no mask, and
+    memory that does not grow with the context. Parts are joined in fp32 by their log-sum-exps.
     """
-    out, lse = _flash(q, k, v, is_causal=True)
+    out, lse = _flash(q, *_read(cache, table, context, context + len(q), q.dtype), is_causal=True)
     step = -(-PAST // cache[0][0].shape[1]) * cache[0][0].shape[1]
     for first in range(0, context, step):
         part, part_lse = _flash(q, *_read(cache, table, first, min(first + step, context), q.dtype), is_causal=False)

@@ -59,3 +59,10 @@ def _peak(given: dict[str, torch.Tensor]) -> int:
             live += event.nbytes()
             peak = max(peak, live)
     return peak
+
+
+@pytest.mark.parametrize("implementation", ["native", "sdpa", "reference"])
+def test_sequences_without_queries_have_no_output(implementation: str) -> None:
+    given = _chunk(0, 20, page_size=16, int8=False) | {"cu_seqlens": torch.tensor([0, 0], dtype=torch.int32)}
+    with force(attention=implementation):
+        assert paged_attention(**given).shape == (0, 6, 16)
