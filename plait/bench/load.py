@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import statistics
 import time
@@ -40,8 +41,10 @@ class Load:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if (self.concurrency is None) == (self.rate is None):
             raise ValueError(f"give either concurrency or rate, not concurrency={self.concurrency}, rate={self.rate}")
-        if (1 if self.concurrency is None else self.concurrency) < 1 or (1 if self.rate is None else self.rate) <= 0:
-            raise ValueError(f"concurrency={self.concurrency} must be at least 1, rate={self.rate} above 0")
+        if self.concurrency is not None and self.concurrency < 1:
+            raise ValueError(f"concurrency={self.concurrency} must be at least 1")
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise ValueError(f"rate={self.rate} must be above 0")
         if not 0 <= self.shared_tokens <= self.prompt_tokens:
             raise ValueError(f"shared_tokens={self.shared_tokens} must be between 0 and {self.prompt_tokens}")
 

@@ -32,8 +32,9 @@ def test_arrivals_have_the_rate_in_the_mean() -> None:
     [
         ({"concurrency": None}, "either"),
         ({"rate": 2.0}, "either"),
-        ({"concurrency": 0}, "concurrency=0"),
-        ({"concurrency": None, "rate": 0.0}, r"rate=0\.0"),
+        ({"concurrency": 0}, "^concurrency=0 must be at least 1$"),
+        ({"concurrency": None, "rate": 0.0}, r"^rate=0\.0 must be above 0$"),
+        ({"concurrency": None, "rate": float("nan")}, "^rate=nan must be above 0$"),
         ({"new_tokens": 0}, "new_tokens=0"),
         ({"shared_tokens": 9}, "shared_tokens=9"),
     ],
